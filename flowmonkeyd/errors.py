@@ -1,6 +1,6 @@
 """The refusals a caller can get, and the table of stable codes.
 
-Three things are never mixed: a *refusal* (an exception of one of the kinds below), a *step's failure*
+Three things are never mixed: a *refusal* (an exception of the kinds below), a *step's failure*
 (the value `model.StepError`), and a *bug* (any other exception). Messages say what cannot be done,
 why, and what to do; they are for an operator, lower case, without a full stop.
 """
@@ -24,7 +24,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with a document. `path` is a JSON path (`$.steps.a.input`, `$` for the whole)."""
+    """One thing wrong with a document; `path` is a JSON path (`$.steps.a.input`, `$` whole)."""
 
     path: str
     message: str
@@ -32,7 +32,7 @@ class Problem:
 
 
 class FlowMonkeyError(Exception):
-    """A refusal: `code` is stable and documented, `message` is for people, `problems` name fields."""
+    """A refusal: `code` is stable, `message` is for people, `problems` name the fields."""
 
     kind_code = "INTERNAL"
 

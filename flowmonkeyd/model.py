@@ -147,7 +147,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Transitions:
-    """Step ids; None completes (success) or fails (failure); `on_resume` None means `on_success`."""
+    """Step ids; None completes (success) or fails (failure); no `on_resume` means `on_success`."""
 
     on_success: str | None = None
     on_failure: str | None = None
@@ -214,7 +214,7 @@ class StepError:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """What an execution waits for. `event_filter` matches when it is a subset of the event's data."""
+    """What an execution waits for; `event_filter` matches as a subset of the event's data."""
 
     kind: WaitKind
     wake_at_ms: int | None = None
@@ -239,7 +239,7 @@ class TaskResult:
     """What an executor says of one attempt.
 
     `output` is NO_VALUE when there is none; `next_step` is NO_VALUE unless the handler named the
-    next step itself (None there ends the execution). `updates` are context updates by top-level key.
+    next step (None there ends the execution). `updates` are context updates by top-level key.
     """
 
     outcome: Outcome

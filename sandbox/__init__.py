@@ -1,0 +1,52 @@
+"""Untrusted Python in processes that can reach nothing: a library that knows nothing of flows.
+
+`Pool` runs a `Call` in a fresh, confined process and always comes back with a `Reply`. It imports
+the standard library and the binding to libseccomp, nothing of ours. Importing this package is
+cheap: the pool and its parts are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sandbox.model import (
+    ALL_LAYERS,
+    DEFAULT_REQUIRED,
+    Call,
+    Ending,
+    Layer,
+    Limits,
+    LogLine,
+    OnLog,
+    Policy,
+    PoolSettings,
+    Reply,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from sandbox.pool import Pool
+
+__all__ = [
+    "ALL_LAYERS",
+    "DEFAULT_REQUIRED",
+    "Call",
+    "Ending",
+    "Layer",
+    "Limits",
+    "LogLine",
+    "OnLog",
+    "Policy",
+    "Pool",
+    "PoolSettings",
+    "Reply",
+    "Usage",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Pool":
+        from sandbox.pool import Pool
+
+        return Pool
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,250 @@
+"""What goes into the sandbox and what comes out: plain values, no behaviour.
+
+Owns the nouns of the package: `Call` (one execution of one handler), `Limits`, `Policy`, `Reply`,
+`Ending` (how it ended, a closed set), `LogLine`, `Usage`, `Layer` and `PoolSettings`.
+It promises that a value that could be built is within the hard limits (60 s, 1 GiB); it never
+touches a process, a file or the clock.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = [
+    "ALL_LAYERS",
+    "DEFAULT_REQUIRED",
+    "MEMORY_MAX_BYTES",
+    "MIB",
+    "WALL_MAX_MS",
+    "Call",
+    "Ending",
+    "Layer",
+    "Limits",
+    "LogLine",
+    "OnLog",
+    "Policy",
+    "PoolSettings",
+    "Reply",
+    "Usage",
+]
+
+MIB = 1024 * 1024
+
+# The seed's non-negotiable ceilings for a stateless handler: 60 s and 1 GiB.
+WALL_MAX_MS = 60_000
+MEMORY_MAX_BYTES = 1024 * MIB
+
+# Every layer's name and what it keeps from happening, in the order in which they are set up.
+ALL_LAYERS: Mapping[str, str] = {
+    "user-namespace": "whatever the handler becomes, it is nobody on the host",
+    "pid-namespace": "it sees and signals no other process, and dies with everything it started",
+    "mount-namespace": "its mounts are its own",
+    "ipc-namespace": "no System V or POSIX message queues or shared memory of the host",
+    "uts-namespace": "the host's name is not shown",
+    "network-namespace": "no network interface, not even loopback",
+    "cgroup-namespace": "the host's control groups are not shown",
+    "private-root": "only the interpreter, its libraries and the handler exist, read-only",
+    "proc": "/proc shows its own process and nothing of the system",
+    "unprivileged-uid": "its user id on the host is not root",
+    "one-core": "it runs on one CPU at a time",
+    "rlimits": "address space, CPU time, threads, descriptors and file size are bounded",
+    "capabilities": "it has no privilege and can gain none",
+    "no-new-privs": "executing a set-uid program would give nothing",
+    "seccomp": "only the system calls that a computation needs exist",
+    "memory-watchdog": "resident memory beyond the limit ends it within 100 ms",
+    "cgroup": "the kernel accounts and bounds memory, tasks and CPU of the execution as a group",
+    "network": "a gateway to the internet that reaches nothing inside",
+}
+
+# What must hold unless the operator says otherwise. Control groups and the egress gateway are not
+# built yet: without them memory is bounded by rlimits and the watchdog, and network is refused.
+DEFAULT_REQUIRED: frozenset[str] = frozenset(ALL_LAYERS) - {"cgroup", "network"}
+
+
+class Ending(enum.StrEnum):
+    """How an execution ended. A closed set: whatever happens inside becomes one of these."""
+
+    RESULT = "result"
+    TIMEOUT = "timeout"
+    MEMORY = "memory"
+    CPU = "cpu"
+    OUTPUT = "output"
+    CRASH = "crash"
+    PROTOCOL = "protocol"
+    UNAVAILABLE = "unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one execution; ValueError for a value outside the hard limits.
+
+    `cpu_ms` None means the wall limit plus one second (the kernel counts CPU time in whole
+    seconds, so a smaller limit than the wall is rounded up). `memory_bytes` counts what the
+    handler adds to the bare interpreter. `output_bytes` bounds the encoded result with its
+    events and updates; `log_bytes` the kept text of all streams together.
+    """
+
+    wall_ms: int = 30_000
+    cpu_ms: int | None = None
+    memory_bytes: int = 512 * MIB
+    output_bytes: int = 1 * MIB + 64 * 1024
+    log_bytes: int = 1 * MIB
+    temp_bytes: int = 64 * MIB
+    open_files: int = 256
+    threads: int = 64
+
+    def __post_init__(self) -> None:
+        _within("wall_ms", self.wall_ms, 1, WALL_MAX_MS)
+        if self.cpu_ms is not None:
+            _within("cpu_ms", self.cpu_ms, 1, WALL_MAX_MS + 1000)
+        _within("memory_bytes", self.memory_bytes, 16 * MIB, MEMORY_MAX_BYTES)
+        _within("output_bytes", self.output_bytes, 1024, 64 * MIB)
+        _within("log_bytes", self.log_bytes, 0, 64 * MIB)
+        _within("temp_bytes", self.temp_bytes, 64 * 1024, 1024 * MIB)
+        _within("open_files", self.open_files, 16, 1024)
+        _within("threads", self.threads, 1, 512)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What an execution may reach.
+
+    `filesystem`: "none" and "readonly" give its own package, read-only, and no writable place;
+    "temp" adds a private /tmp of `Limits.temp_bytes` that vanishes with it.
+    `network` needs the layer "network". `required` names layers that must hold for this call
+    besides those that the pool requires.
+    """
+
+    filesystem: Literal["none", "readonly", "temp"] = "none"
+    network: bool = False
+    required: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.filesystem not in ("none", "readonly", "temp"):
+            raise ValueError(f"cannot use filesystem {self.filesystem!r}: none, readonly or temp")
+        _known_layers(self.required)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One execution of one handler.
+
+    `package_dir` is the absolute path of its unpacked package; when the pool runs as root its
+    files must be readable by everyone (0644, 0755), because the handler is not root; the folders
+    above may be closed. `entrypoint` is "file.py:name". `input`, `config` are JSON values;
+    `context` is a mapping or its JSON text as bytes and is sent only if the handler reads it.
+    """
+
+    package_dir: str
+    entrypoint: str = "handler.py:handle"
+    input: Any = None
+    has_input: bool = True
+    config: Any = field(default_factory=dict)
+    context: Mapping[str, Any] | bytes = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    execution_id: str = ""
+    flow_id: str = ""
+    step_id: str = ""
+    attempt: int = 0
+    tenant_id: str = "default"
+    task_id: str = ""
+    limits: Limits = field(default_factory=Limits)
+    policy: Policy = field(default_factory=Policy)
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line from a handler; `at_ms` is wall-clock time in ms when the pool received it.
+
+    `stream` is "stdout", "stderr" or "log" (`ctx.log`); the first two have no level (None).
+    A last line with the message "… truncated" marks that more was written than was kept.
+    """
+
+    at_ms: int
+    stream: Literal["stdout", "stderr", "log"]
+    message: str
+    level: Literal["debug", "info", "warning", "error"] | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an execution took, as the kernel counted it."""
+
+    wall_ms: int = 0
+    cpu_ms: int = 0
+    peak_memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """How an execution ended and what came out of it.
+
+    `result` is a dict only when `ending` is RESULT: `{"outcome": "success" | "failure" | "wait"}`
+    with, for a success, "output" (absent: no value) and "next" (absent, null or a step id);
+    for a failure "error": {code, message, retryable, details}; for a wait "wait":
+    {durationMs | until | event, filter, reason} with absent keys left out; and in every case
+    "updates": {…} and "emitted": [[event, data], …]. An exception that leaves the handler is
+    the failure HANDLER_ERROR with its traceback in details, at most 16 KiB.
+    For every other ending `message` says in one line what happened.
+    """
+
+    ending: Ending
+    result: dict[str, Any] | None = None
+    message: str = ""
+    logs: tuple[LogLine, ...] = ()
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer of confinement on this host, as found by trying it."""
+
+    name: str
+    available: bool
+    required: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """How a pool runs.
+
+    `slots`: executions at a time. `spares`: confined processes kept waiting per fork server (one
+    server per CPU, at most `slots`). `python`: interpreter of the handlers, None for the one that
+    runs this. `required_layers`: without one of them nothing is run. `without`: layers to leave
+    out, for measuring and for trying how a poorer host behaves; a required layer cannot be left
+    out. `host_uid`: the host's user and group id of handlers when the pool runs as root.
+    """
+
+    slots: int = 4
+    spares: int = 2
+    python: str | None = None
+    required_layers: frozenset[str] = DEFAULT_REQUIRED
+    without: frozenset[str] = frozenset()
+    # 65536 to 99999 is given out by neither useradd, subuid nor systemd (systemd's UIDS-GIDS).
+    host_uid: int = 70_000
+
+    def __post_init__(self) -> None:
+        _within("slots", self.slots, 1, 256)
+        _within("spares", self.spares, 0, 64)
+        _within("host_uid", self.host_uid, 1, 2**31)
+        _known_layers(self.required_layers | self.without)
+        if both := sorted(self.required_layers & self.without):
+            raise ValueError(f"cannot leave out the required layer {both[0]}")
+
+
+OnLog = Callable[[LogLine], None]
+
+
+def _within(name: str, value: int, low: int, high: int) -> None:
+    if not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"cannot use {name}={value!r}: it must be from {low} to {high}")
+
+
+def _known_layers(names: frozenset[str]) -> None:
+    if unknown := sorted(names - set(ALL_LAYERS)):
+        raise ValueError(f"cannot require layer {unknown[0]!r}: one of {', '.join(ALL_LAYERS)}")

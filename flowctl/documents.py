@@ -1,0 +1,140 @@
+"""What users write, read on this side: the one file that imports `flowmonkeyd.documents`.
+
+The import is inside the functions: it brings pydantic, which a list must not wait for. Whatever
+is wrong with a document becomes Rejected with one line a problem, `path: message`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from flowctl.problems import Rejected
+
+__all__ = ["Edge", "check", "edges", "pack", "read_all"]
+
+Edge = tuple[str, str, str | None]
+
+# What version control and Python leave in a folder; never part of a handler.
+_LEFT_OUT = frozenset(
+    {"__pycache__", ".git", ".hg", ".svn", ".bzr", "CVS"}
+    | {".gitignore", ".gitattributes", ".gitmodules", ".hgignore", ".hgtags"}
+)
+PACKAGE_MAX_BYTES = 256 * 1024 * 1024  # held in memory here; the daemon's own limit is lower
+
+
+def read_all(files: tuple[str, ...]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The documents of all files in order, each with a name for messages; `-` is stdin.
+
+    Raises Rejected for a file that cannot be read or is neither JSON nor YAML.
+    """
+    from flowmonkeyd.documents.flow import parse_documents
+
+    found: list[tuple[str, Mapping[str, Any]]] = []
+    for file in files:
+        name = "stdin" if file == "-" else file
+        text = _text(file, name)
+        with _refusals(name):
+            documents = parse_documents(text)
+        if not documents:
+            raise Rejected(f"cannot read {name}: it has no document")
+        many = len(documents) > 1
+        found += [
+            (f"{name}[{number}]" if many else name, document)
+            for number, document in enumerate(documents)
+        ]
+    return found
+
+
+def check(name: str, document: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """`ID@VERSION` of a valid flow and its warnings. Raises Rejected with every problem."""
+    from flowmonkeyd.documents.flow import parse_flow
+
+    with _refusals(name):
+        flow, warnings = parse_flow(document)
+    return f"{flow.id}@{flow.version}", [f"{w.path}: {w.message}" for w in warnings]
+
+
+def edges(name: str, document: Mapping[str, Any]) -> list[Edge]:
+    """(from, label, to) of every transition of a flow; `to` is None where it ends."""
+    from flowmonkeyd.documents.flow import edges as edges_of
+    from flowmonkeyd.documents.flow import parse_flow
+
+    with _refusals(name):
+        flow, _ = parse_flow(document)
+    return [(start, label, end) for start, label, end in edges_of(flow)]
+
+
+def pack(folder: str) -> bytes:
+    """The package (zip) of a handler's folder: its regular files, without leftovers.
+
+    Raises Rejected for links and special files: what they point to is not in the folder.
+    """
+    from flowmonkeyd.documents.archive import pack_files
+
+    contents = dict(_files(folder))
+    if "handler.json" not in contents:
+        raise Rejected(f"cannot publish {folder}: it has no handler.json; name a handler's folder")
+    with _refusals(folder):
+        return pack_files(contents)
+
+
+def _text(file: str, name: str) -> str:
+    try:
+        if file == "-":
+            return sys.stdin.buffer.read().decode()
+        with open(file, encoding="utf-8") as stream:
+            return stream.read()
+    except UnicodeDecodeError as exc:
+        raise Rejected(f"cannot read {name}: it is not UTF-8 (byte {exc.start})") from exc
+    except OSError as exc:
+        raise Rejected(f"cannot read {name}: {(exc.strerror or str(exc)).lower()}") from exc
+
+
+def _files(folder: str) -> Iterator[tuple[str, bytes]]:
+    size = 0
+    for place, folders, names in os.walk(folder, onerror=_cannot_list):
+        folders[:] = sorted(name for name in folders if name not in _LEFT_OUT)
+        for name in [*folders, *sorted(names)]:
+            if name in _LEFT_OUT or name.endswith((".pyc", ".pyo")):
+                continue
+            path = os.path.join(place, name)
+            mode = os.lstat(path).st_mode
+            if stat.S_ISDIR(mode):
+                continue
+            if not stat.S_ISREG(mode):
+                kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
+                raise Rejected(f"cannot publish {path}: it is {kind}; put the file itself there")
+            try:
+                # a link put there since the look above must not be followed
+                with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as stream:
+                    data = stream.read(PACKAGE_MAX_BYTES - size + 1)
+            except OSError as exc:
+                raise Rejected(f"cannot read {path}: {(exc.strerror or '').lower()}") from exc
+            size += len(data)
+            if size > PACKAGE_MAX_BYTES:
+                raise Rejected(
+                    f"cannot publish {folder}: it has more than {PACKAGE_MAX_BYTES} bytes"
+                )
+            yield os.path.relpath(path, folder), data
+
+
+def _cannot_list(exc: OSError) -> None:
+    raise Rejected(f"cannot read {exc.filename}: {(exc.strerror or '').lower()}") from exc
+
+
+@contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    """Turn the documents' refusal, known by its `problems`, into ours: a line for each problem."""
+    try:
+        yield
+    except Exception as exc:
+        problems = getattr(exc, "problems", None)
+        if problems is None:
+            raise
+        lines = [f"{problem.path}: {problem.message}" for problem in problems]
+        raise Rejected("\n".join([f"{name}: {exc}", *lines])) from exc

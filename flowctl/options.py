@@ -1,0 +1,226 @@
+"""The shapes all commands share: the groups, the global options, and how JSON is given.
+
+`-o`, `--socket`, `--no-headers` and `--request-timeout` work before and after the command. A group
+imports a command's module only when that command is used.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from flowctl.client import Client, socket_path
+from flowctl.output import Output
+
+__all__ = [
+    "FORMS",
+    "LazyGroup",
+    "Leaf",
+    "Noun",
+    "Session",
+    "json_option",
+    "limit_option",
+    "live_ids",
+]
+
+FORMS = ("table", "json", "yaml")
+REQUEST_TIMEOUT_S = 60.0  # above the longest an answer may take: a large flow on a busy disk
+COMPLETION_TIMEOUT_S = 1.0  # a person waits for the shell
+LIST_LIMIT = 100  # items a list shows unless told; a screenful or two
+
+
+class Session:
+    """What the global options said; makes the client and the output when first used."""
+
+    def __init__(self) -> None:
+        self.socket: str | None = None
+        self.timeout_s = REQUEST_TIMEOUT_S
+        self.output = Output()
+
+    def client(self, timeout_s: float | None = None) -> Client:
+        return Client(socket_path(self.socket), timeout_s or self.timeout_s)
+
+
+def _remember(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def callback(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
+        session = ctx.ensure_object(Session)
+        if value is None or value is False:
+            return
+        if name == "form":
+            session.output.form = value
+        elif name == "headers":
+            session.output.headers = False
+        else:
+            setattr(session, name, value)
+
+    return callback
+
+
+def global_options() -> list[click.Parameter]:
+    """Fresh instances of the options every command takes."""
+    return [
+        click.Option(
+            ["-o", "--output"],
+            type=click.Choice(FORMS),
+            expose_value=False,
+            callback=_remember("form"),
+            help="How to print: table (default), json as the API answers, or yaml.",
+        ),
+        click.Option(
+            ["--socket"],
+            metavar="PATH",
+            type=click.Path(),
+            expose_value=False,
+            callback=_remember("socket"),
+            help="The daemon's socket (also FLOWMONKEY_SOCKET).",
+        ),
+        click.Option(
+            ["--no-headers"],
+            is_flag=True,
+            expose_value=False,
+            callback=_remember("headers"),
+            help="Tables without their first line.",
+        ),
+        click.Option(
+            ["--request-timeout"],
+            metavar="S",
+            type=click.FloatRange(min=0, min_open=True),
+            expose_value=False,
+            callback=_remember("timeout_s"),
+            help=f"Seconds to wait for one answer of the daemon ({REQUEST_TIMEOUT_S:g}).",
+        ),
+    ]
+
+
+class Leaf(click.Command):
+    """A command that does something; it takes the global options too."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += global_options()
+
+
+class Noun(click.Group):
+    """A group of commands on one kind of thing; an unknown one gets the nearest names."""
+
+    command_class = Leaf
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += global_options()
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None and name[:1].isalnum():
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, self.list_commands(ctx))
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise click.UsageError(f"no such command: {name}{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+class LazyGroup(Noun):
+    """The root group: `places` says in which module each command is, imported on demand."""
+
+    def __init__(self, *args: Any, places: dict[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._places = places
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._places)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        place = self._places.get(cmd_name)
+        if place is None:
+            return None
+        from importlib import import_module
+
+        module, _, name = place.partition(":")
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
+
+def json_option(*names: str, mapping: bool = False, help: str) -> Callable[..., Any]:
+    """An option whose value is JSON: in place, as @FILE, or `-` for stdin.
+
+    `mapping` asks for an object. What cannot be read is a usage error with line and column.
+    """
+
+    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+        if value is None or ctx.resilient_parsing:
+            return None
+        try:
+            return _json_value(value, mapping)
+        except ValueError as exc:
+            raise click.BadParameter(str(exc), ctx, param) from exc
+
+    return click.option(*names, metavar="JSON|@FILE|-", callback=callback, help=help)
+
+
+def _json_value(value: str, mapping: bool) -> Any:
+    text, place = _json_text(value)
+    try:
+        parsed = json.loads(text, parse_constant=_no_constant)
+    except json.JSONDecodeError as exc:
+        where = f"line {exc.lineno}, column {exc.colno}"
+        raise ValueError(f"{place} is not JSON: {exc.msg} ({where})") from exc
+    except (ValueError, RecursionError) as exc:
+        raise ValueError(f"{place} is not JSON: {exc}") from exc
+    if mapping and not isinstance(parsed, dict):
+        raise ValueError(f'{place} must be a JSON object, like {{"n": 1}}')
+    return parsed
+
+
+def _json_text(value: str) -> tuple[str, str]:
+    """The text and where it came from, for messages."""
+    if value != "-" and not value.startswith("@"):
+        return value, "the value"
+    place = "stdin" if value == "-" else value[1:]
+    try:
+        if value == "-":
+            return sys.stdin.buffer.read().decode(), place
+        with open(place, encoding="utf-8") as file:
+            return file.read(), place
+    except UnicodeDecodeError as exc:
+        raise ValueError(f"{place} is not JSON: it is not UTF-8 (byte {exc.start})") from exc
+    except OSError as exc:
+        raise ValueError(f"cannot read {place}: {(exc.strerror or str(exc)).lower()}") from exc
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def limit_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--limit N` of every list."""
+    return click.option(
+        "--limit",
+        type=click.IntRange(min=1),
+        default=LIST_LIMIT,
+        show_default=True,
+        help="The most items to list.",
+    )(command)
+
+
+def live_ids(
+    path: str, field: str = "id"
+) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """A shell completion with the ids the daemon knows; silent when it cannot be asked."""
+
+    def complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+        client = ctx.ensure_object(Session).client(COMPLETION_TIMEOUT_S)
+        try:
+            items = client.pages(path, {}, LIST_LIMIT).items
+        except Exception:  # a completion has nowhere to complain
+            return []
+        found = dict.fromkeys(str(item.get(field)) for item in items)
+        return [value for value in found if value.startswith(incomplete)]
+
+    return complete

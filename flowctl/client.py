@@ -24,6 +24,7 @@ from flowctl.problems import BadAnswer, FlowctlError, Refused, TimedOut, Unreach
 __all__ = ["PAGE_MAX", "Answer", "Client", "Listing", "Params", "segment", "socket_path"]
 
 PAGE_MAX = 500  # the most items the API gives in one page
+READ_BYTES = 65_536  # of a stream at once; it arrives in smaller pieces
 PROBLEM_TEXT_MAX = 200  # characters of a body that is no problem document, shown to the person
 
 Params = Mapping[str, str | int | None]
@@ -40,7 +41,7 @@ class Answer:
         """The body as JSON. Raises BadAnswer when it is none."""
         try:
             return json.loads(self.body)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise BadAnswer(f"cannot read the daemon's answer: it is not JSON ({exc})") from exc
 
     def fields(self) -> dict[str, Any]:
@@ -135,14 +136,17 @@ class Client:
             if response.status >= 400:
                 with _reading(self.path, self.timeout_s):
                     raise _refusal(Answer(response.status, response.read()))
-            while True:
+            rest, more = b"", True
+            while more:
                 connection.wait_at_most(_remaining(deadline))
                 with _reading(self.path, None):
-                    line = response.readline()
-                if not line:
-                    return
-                if line.strip():
-                    yield line, Answer(response.status, line).fields()
+                    # not readline(): that takes a stream that broke off for one that has ended
+                    read = response.read1(READ_BYTES)
+                more = bool(read)
+                *lines, rest = (rest + read).split(b"\n") if more else (rest, b"")
+                for line in lines:
+                    if line.strip():
+                        yield line, Answer(response.status, line).fields()
         finally:
             connection.close()
 
@@ -227,7 +231,7 @@ def _reading(path: str, timeout_s: float | None) -> Iterator[None]:
     except (HTTPException, OSError, ValueError) as exc:
         raise BadAnswer(
             f"cannot read the answer from {path}: it is not HTTP as the daemon speaks it "
-            f"({str(exc) or type(exc).__name__})"
+            f"({' '.join(str(exc).split()) or type(exc).__name__})"
         ) from exc
 
 
@@ -256,7 +260,7 @@ def _refusal(answer: Answer) -> FlowctlError:
     """The exception for an answer with an error status: a problem document, or whatever it is."""
     try:
         problem = json.loads(answer.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         problem = None
     if not isinstance(problem, dict) or "status" not in problem:
         text = " ".join(answer.body.decode(errors="replace").split())[:PROBLEM_TEXT_MAX]

@@ -27,11 +27,11 @@ EXIT_CODES: dict[type[problems.FlowctlError], int] = {
     problems.Rejected: 5,
     problems.TimedOut: 6,
     problems.Interrupted: 130,
+    problems.ReaderGone: 141,  # as a shell reports a death by SIGPIPE
 }
 EXIT_USAGE = 2
 EXIT_NOT_FOUND = 4
 EXIT_INTERRUPTED = 130
-EXIT_PIPE = 141  # as a shell reports a death by SIGPIPE
 
 cli = LazyGroup(
     "flowctl",
@@ -78,23 +78,9 @@ def main(args: Sequence[str] | None = None) -> int:
         # A name may hold what the terminal's encoding, or any, cannot express.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     try:
-        code = _run(args)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has gone (`| head`): nothing more to say, and no traceback at shutdown.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_PIPE
-    return code
-
-
-def _run(args: Sequence[str] | None) -> int:
-    try:
         result = cli.main(args, prog_name="flowctl", standalone_mode=False)
     except problems.FlowctlError as exc:
-        if exc.message:
-            first, *rest = exc.message.splitlines()
-            for line in (f"flowctl: {first}", *rest):
-                print(neutral(line), file=sys.stderr)
+        _say(exc)
         return exit_code(exc)
     except click.ClickException as exc:
         exc.show()
@@ -102,3 +88,13 @@ def _run(args: Sequence[str] | None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     return result if isinstance(result, int) else 0
+
+
+def _say(problem: problems.FlowctlError) -> None:
+    if isinstance(problem, problems.ReaderGone):
+        # what is still buffered must not be tried again when the interpreter ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    elif problem.message:
+        first, *rest = problem.message.splitlines()
+        for line in (f"flowctl: {first}", *rest):
+            print(neutral(line), file=sys.stderr)

@@ -15,6 +15,7 @@ import click
 
 from flowctl.client import Client, socket_path
 from flowctl.output import Output
+from flowctl.problems import FlowctlError, ReaderGone
 
 __all__ = [
     "FORMS",
@@ -133,6 +134,15 @@ class LazyGroup(Noun):
         super().__init__(*args, **kwargs)
         self._places = places
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a reader that has gone gets a kind of its own before click sees it."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError as exc:
+            raise ReaderGone from exc
+        return result
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._places)
 
@@ -218,7 +228,7 @@ def live_ids(
         client = ctx.ensure_object(Session).client(COMPLETION_TIMEOUT_S)
         try:
             items = client.pages(path, {}, LIST_LIMIT).items
-        except Exception:  # a completion has nowhere to complain
+        except FlowctlError:  # a completion has nowhere to complain
             return []
         found = dict.fromkeys(str(item.get(field)) for item in items)
         return [value for value in found if value.startswith(incomplete)]

@@ -13,6 +13,7 @@ __all__ = [
     "Interrupted",
     "NotCompleted",
     "NotReady",
+    "ReaderGone",
     "Refused",
     "Rejected",
     "TimedOut",
@@ -38,6 +39,10 @@ class BadAnswer(FlowctlError):
 
 class NotReady(FlowctlError):
     """The daemon answers but does not take work: it is starting, draining or unwell."""
+
+
+class ReaderGone(FlowctlError):
+    """Nobody reads stdout any more, as with `| head`; there is nothing to say and no fault."""
 
 
 class Refused(FlowctlError):

@@ -249,7 +249,8 @@ class TaskResult:
     next_step: Any = NO_VALUE
     updates: Mapping[str, Any] = field(default_factory=dict)
     emitted: tuple[tuple[str, Any], ...] = ()
-    child: ChildRequest | None = None
+    children: tuple[ChildRequest, ...] = ()
+    fan_out: bool = False  # the children are one for each item: their output is a list
     fatal: bool = False  # an engine error: no retry, no onFailure
     worker_id: str = "engine"
     started_at_ms: int | None = None
@@ -264,6 +265,7 @@ class NewExecution:
     flow_ref: str
     context: Mapping[str, Any] = field(default_factory=dict)
     id: str | None = None
+    parent_id: str | None = None
     tenant_id: str = DEFAULT_TENANT
     priority: Priority = Priority.NORMAL
     idempotency_key: str | None = None
@@ -296,18 +298,22 @@ class Execution:
     idempotency_key: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     cancellation: Mapping[str, Any] | None = None
+    attempt: int = 0  # retries of the current step so far
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """One attempt of one step, claimed: what an executor needs to run it.
 
+    `id` is the same however often the attempt is delivered, so a handler can use it as an
+    idempotency key; `key` is the store's key of the execution, which has one task at most.
     `lease_id` only grows and fences every write: a result that names a lease which is not the
     task's current one changes nothing. `context` holds every key when `context_complete`, else
     those that the step's input needs.
     """
 
-    id: int
+    id: str
+    key: int
     lease_id: int
     execution_id: str
     flow_id: str
@@ -320,6 +326,8 @@ class Task:
     context: Mapping[str, Any]
     queued_at_ms: int
     claimed_at_ms: int
+    package_digest: str | None = None
+    manifest: str | None = None  # handler.json of the package
     context_complete: bool = True
 
 

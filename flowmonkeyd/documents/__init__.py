@@ -1,0 +1,1 @@
+"""What users write: flow documents, selectors, versions, handler manifests. Pure, without I/O."""

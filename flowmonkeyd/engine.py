@@ -1,0 +1,552 @@
+"""The verbs that change state. Each is one `Store.write`: one function, one transaction.
+
+Nobody is told anything before the commit that makes it true; every write of a worker names its task
+and lease, and a stale lease changes nothing. All memory can be lost at any moment: what must happen
+next is in the tables, and the start after `kill -9` is the ordinary start.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flowmonkeyd import builtin, decide, jsontext
+from flowmonkeyd.clock import Ids
+from flowmonkeyd.documents import selectors
+from flowmonkeyd.documents.flow import flow_digest, parse_flow
+from flowmonkeyd.errors import Conflict, Invalid, LeaseLost, NotFound, Problem
+from flowmonkeyd.model import (
+    NO_VALUE,
+    CancelSource,
+    ExecutionStatus,
+    Lane,
+    Limits,
+    NewExecution,
+    Outcome,
+    Step,
+    StepError,
+    Task,
+    TaskResult,
+    WaitKind,
+)
+from flowmonkeyd.steps import Steps
+from flowmonkeyd.store import Store, Tx, catalog, executions, history, ledger, tasks, waits
+from flowmonkeyd.store.executions import Record
+
+__all__ = ["Applied", "Engine", "Sent", "Submitted"]
+
+# Due rows handled in one transaction; the rest follow in the next.
+DUE_BATCH = 256
+# How long one pass over built-in steps may hold the writer.
+BUILTIN_PASS_MS = 10
+# A lease outlives the longest stateless step (60 s) by enough to save its result.
+LEASE_MS = 120_000
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """An execution as it stood at the commit; `created` is False for an idempotency hit."""
+
+    record: Record
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    row: catalog.FlowRow
+    created: bool
+    warnings: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A user event: its seq in the ledger and the executions it woke."""
+
+    seq: int
+    woken: tuple[str, ...]
+
+
+class Engine:
+    """All verbs. `local_types` are handler types that run in process (the test harness only)."""
+
+    def __init__(
+        self,
+        store: Store,
+        ids: Ids,
+        limits: Limits = Limits(),
+        local_types: frozenset[str] = frozenset(),
+    ) -> None:
+        self.store = store
+        self._steps = Steps(limits, ids, local_types)
+        self._leases = 0
+
+    # --- flows and handlers ------------------------------------------------------------------
+
+    async def apply_flow(self, document: Mapping[str, Any], by: str | None = None) -> Applied:
+        """Add a flow version; the same document again is unchanged.
+
+        Raises Invalid with every problem, Conflict when the version exists with other content.
+        """
+        flow, warnings = parse_flow(document)
+        digest, text = flow_digest(document), jsontext.dumps(document)
+
+        def change(tx: Tx) -> Applied:
+            unknown = [
+                Problem(
+                    f"$.steps.{step.id}.type",
+                    f"no published handler for {step.handler.type!r} yet",
+                    "warning",
+                )
+                for step in flow.steps.values()
+                if self._steps.resolve(tx, step.handler, {}) is None
+            ]
+            row = catalog.flow_row(tx, flow.id, flow.version)
+            if row is not None:
+                if row.digest != digest:
+                    raise Conflict(
+                        f"cannot change flow {flow.id}@{flow.version}: a version never changes "
+                        "once applied; give the document a new version"
+                    )
+                return Applied(row, False, (*warnings, *unknown))
+            steps = len(flow.steps)
+            row = catalog.insert_flow(tx, flow.id, flow.version, flow.name, digest, text, steps)
+            data = {"flowId": flow.id, "flowVersion": flow.version, "by": by}
+            ledger.append_one(tx, "flow.applied", data)
+            return Applied(row, True, (*warnings, *unknown))
+
+        return await self.store.write(change)
+
+    async def publish(
+        self,
+        handler_type: str,
+        version: str,
+        digest: str,
+        manifest: str,
+        size_bytes: int,
+        by: str | None = None,
+    ) -> tuple[catalog.HandlerRow, bool]:
+        """Add a handler version whose package is on disk: (row, whether it is new).
+
+        Raises Conflict when the version exists with other content, Invalid for a built-in type.
+        """
+        if handler_type in builtin.TYPES:
+            raise Invalid(f"cannot publish {handler_type!r}: it is a built-in type")
+
+        def change(tx: Tx) -> tuple[catalog.HandlerRow, bool]:
+            row = catalog.handler_row(tx, handler_type, version)
+            if row is not None:
+                if row.digest != digest:
+                    raise Conflict(
+                        f"cannot publish {handler_type}@{version}: this version exists with other "
+                        "content; give the package a new version"
+                    )
+                return row, False
+            row = catalog.insert_handler(tx, handler_type, version, digest, manifest, size_bytes)
+            data = {"type": handler_type, "version": version, "digest": digest, "by": by}
+            ledger.append_one(tx, "handler.published", data)
+            return row, True
+
+        return await self.store.write(change)
+
+    async def yank(
+        self, handler_type: str, version: str, by: str | None = None
+    ) -> catalog.HandlerRow:
+        """No new execution takes this version; those that have it go on. Raises NotFound."""
+
+        def change(tx: Tx) -> catalog.HandlerRow:
+            row = catalog.handler_row(tx, handler_type, version)
+            if row is None:
+                raise NotFound(f"no handler {handler_type}@{version}")
+            if row.yanked_at_ms is None:
+                catalog.yank_handler(tx, row.key)
+                data = {"type": handler_type, "version": version, "by": by}
+                ledger.append_one(tx, "handler.yanked", data)
+            row = catalog.handler_row(tx, handler_type, version)
+            assert row is not None
+            return row
+
+        return await self.store.write(change)
+
+    # --- executions ----------------------------------------------------------------------------
+
+    async def submit(self, new: NewExecution, by: str | None = None) -> Submitted:
+        """Make an execution and queue its first step.
+
+        Raises NotFound (no such flow), Invalid (context limits), Conflict (id taken).
+        """
+        return (await self.submit_batch([new], by))[0]
+
+    async def submit_batch(
+        self, batch: Sequence[NewExecution], by: str | None = None
+    ) -> list[Submitted]:
+        """Make them all or none, in one commit."""
+
+        def change(tx: Tx) -> list[Submitted]:
+            made = []
+            for number, new in enumerate(batch):
+                try:
+                    key, created = self._steps.start(tx, new, by)
+                except (Invalid, NotFound, Conflict) as exc:
+                    if len(batch) == 1:
+                        raise
+                    message = f"{exc.message} (item {number})"
+                    raise type(exc)(message, exc.code, exc.problems) from exc
+                made.append(Submitted(executions.shown(tx, key), created))
+            return made
+
+        return await self.store.write(change)
+
+    async def get(self, execution_id: str) -> Record:
+        """The execution with its whole context. Raises NotFound."""
+        return await self.store.read(lambda conn: executions.shown(conn, _key(conn, execution_id)))
+
+    async def cancel(
+        self,
+        execution_id: str,
+        source: CancelSource = CancelSource.USER,
+        reason: str | None = None,
+        by: str | None = None,
+    ) -> Record:
+        """Cancel an execution, its wait, task, tokens and children, in one transaction.
+
+        Raises NotFound, or Conflict when it has ended.
+        """
+
+        def change(tx: Tx) -> Record:
+            key = _key(tx, execution_id)
+            status = executions.load(tx, key).execution.status
+            if status.is_final:
+                message = f"cannot cancel {execution_id}: it has ended ({status.value})"
+                raise Conflict(message, code="EXECUTION_ENDED")
+            self._steps.cancelled(tx, key, source, reason, by)
+            return executions.shown(tx, key)
+
+        return await self.store.write(change)
+
+    async def resume(
+        self,
+        execution_id: str | None,
+        token: str | None = None,
+        data: Any = NO_VALUE,
+        by: str | None = None,
+    ) -> Record:
+        """End the wait of an execution, by id, by token or by both; of parallel calls one wins.
+
+        Raises NotFound, Conflict (it does not wait, or waits for a child), Invalid (a bad token,
+        or data that breaks a context limit).
+        """
+
+        def change(tx: Tx) -> Record:
+            key = self._key_to_resume(tx, execution_id, token)
+            record = executions.load(tx, key)
+            wait = waits.get(tx, key)
+            if wait is None or record.execution.status is not ExecutionStatus.WAITING:
+                status = record.execution.status.value
+                message = f"cannot resume {record.execution.id}: it does not wait ({status})"
+                raise Conflict(message, code="NOT_WAITING")
+            if wait.wait.kind is WaitKind.CHILD:
+                message = f"cannot resume {record.execution.id}: it waits for a child execution"
+                raise Conflict(message, code="NOT_WAITING")
+            if token is not None:
+                waits.use_token(tx, token)
+                ledger.append(tx, key, [("token.used", wait.step_id, {"by": by})])
+            outcome = self._steps.woken(tx, record, wait, data)
+            if isinstance(outcome, StepError):
+                message = f"cannot resume {record.execution.id}: {outcome.message}"
+                raise Invalid(message, code=outcome.code)
+            return executions.shown(tx, key)
+
+        return await self.store.write(change)
+
+    def _key_to_resume(self, tx: Tx, execution_id: str | None, token: str | None) -> int:
+        key = None if execution_id is None else _key(tx, execution_id)
+        if token is None:
+            if key is None:
+                raise Invalid("cannot resume: name an execution or a token")
+            return key
+        row = waits.token_row(tx, token)
+        if row is None or (key is not None and row.execution != key):
+            raise Invalid("cannot resume: the token is unknown", code="INVALID_TOKEN")
+        if row.state != "active":
+            raise Invalid(f"cannot resume: the token has been {row.state}", code="INVALID_TOKEN")
+        if row.expires_at_ms < tx.now_ms:
+            raise Invalid("cannot resume: the token has expired", code="INVALID_TOKEN")
+        return row.execution
+
+    async def retry(
+        self, execution_id: str, from_step: str | None = None, by: str | None = None
+    ) -> Record:
+        """Run a failed or cancelled execution on, from the step it ended at or from `from_step`.
+
+        Raises NotFound (execution or step), Conflict (it has not failed).
+        """
+
+        def change(tx: Tx) -> Record:
+            key = _key(tx, execution_id)
+            record = executions.load(tx, key)
+            status = record.execution.status
+            if status not in (ExecutionStatus.FAILED, ExecutionStatus.CANCELLED):
+                raise Conflict(
+                    f"cannot retry {execution_id}: it is {status.value}; only a failed or "
+                    "cancelled execution can be retried"
+                )
+            flow = self._steps.flow(tx, record.flow_key, record.flow_digest)
+            step_id = from_step or record.execution.current_step_id or flow.initial_step_id
+            step = flow.steps.get(step_id)
+            if step is None:
+                message = f"flow {flow.id}@{flow.version} has no step {step_id!r}"
+                raise NotFound(message, code="STEP_NOT_FOUND")
+            decision = decide.retry(record.execution, step, tx.now_ms)
+            decision.events = [(n, s, {**(d or {}), "by": by}) for n, s, d in decision.events]
+            self._steps.save(tx, record, decision)
+            return executions.shown(tx, key)
+
+        return await self.store.write(change)
+
+    async def send_event(self, name: str, data: Any, tenant_id: str, by: str | None = None) -> Sent:
+        """Wake every execution of the tenant that waits for this event, in one transaction."""
+
+        def change(tx: Tx) -> Sent:
+            shown = {"name": name, "tenantId": tenant_id, "by": by}
+            seq = ledger.append_one(tx, "event.received", shown)
+            woken, after = [], 0
+            while page := waits.for_event(tx, name, tenant_id, after, DUE_BATCH):
+                after = page[-1].execution
+                for wait in page:
+                    if decide.event_matches(wait.wait.event_filter, data):
+                        record = executions.load(tx, wait.execution)
+                        self._steps.woken_or_failed(tx, record, wait, data)
+                        woken.append(record.execution.id)
+            return Sent(seq, tuple(woken))
+
+        return await self.store.write(change)
+
+    # --- tasks -----------------------------------------------------------------------------------
+
+    async def claim(
+        self,
+        lane: Lane,
+        limit: int,
+        worker: str,
+        handler_type: str | None = None,
+        execution_id: str | None = None,
+    ) -> list[Task]:
+        """Lease up to `limit` tasks from the front of a lane's line, of one handler type or one
+        execution when it is named."""
+
+        def change(tx: Tx) -> list[Task]:
+            first = (tx.boot << 32) + self._leases + 1
+            only = None if execution_id is None else _key(tx, execution_id)
+            rows = tasks.claim(tx, lane, limit, first, LEASE_MS, worker, handler_type, only)
+            self._leases += len(rows)
+            return [self._begin(tx, row) for row in rows]
+
+        return await self.store.write(change)
+
+    def _begin(self, tx: Tx, row: tasks.TaskRow) -> Task:
+        record = executions.load(tx, row.execution)
+        flow = self._steps.flow(tx, record.flow_key, record.flow_digest)
+        step = flow.steps[row.step_id]
+        execution, events = decide.begin(record.execution, step, tx.now_ms)
+        ledger.append(tx, record.key, events)
+        if execution.status is not record.execution.status:
+            executions.save(tx, record, execution, None)
+        needed = selectors.keys_needed(step.input)
+        record = executions.with_keys(
+            tx, record, record.context.spilled if needed is None else needed
+        )
+        handler = catalog.handler_row(tx, row.type, row.version)
+        assert row.lease_id is not None
+        assert row.claimed_at_ms is not None
+        return Task(
+            id=f"{execution.id}.{execution.step_count + 1}",
+            key=row.execution,
+            lease_id=row.lease_id,
+            execution_id=execution.id,
+            flow_id=execution.flow_id,
+            flow_version=execution.flow_version,
+            step=step,
+            attempt=row.attempt,
+            handler_type=row.type,
+            handler_version=row.version,
+            tenant_id=execution.tenant_id,
+            context=record.context.values,
+            queued_at_ms=row.queued_at_ms,
+            claimed_at_ms=row.claimed_at_ms,
+            package_digest=handler.digest if handler else None,
+            manifest=handler.manifest if handler else None,
+            context_complete=record.context.is_complete,
+        )
+
+    async def finish(
+        self,
+        key: int,
+        lease_id: int,
+        result: TaskResult,
+        logs: Sequence[tuple[int, str, str | None, str, Mapping[str, Any] | None]] = (),
+    ) -> None:
+        """Apply the result of a leased task, exactly once. Raises LeaseLost for a stale lease."""
+
+        def change(tx: Tx) -> None:
+            row = _leased(tx, key, lease_id)
+            if logs:
+                history.append_logs(tx, key, row.step_id, row.attempt, logs)
+            record = executions.load(tx, key)
+            flow = self._steps.flow(tx, record.flow_key, record.flow_digest)
+            self._steps.finished(tx, record, flow, result, row)
+
+        await self.store.write(change)
+
+    async def release(self, key: int, lease_id: int, delay_ms: int = 0) -> None:
+        """Give a task back, to its place in the line or after a delay. Raises LeaseLost."""
+
+        def change(tx: Tx) -> None:
+            _leased(tx, key, lease_id)
+            if delay_ms > 0:
+                tasks.delay(tx, key, tx.now_ms + delay_ms)
+            else:
+                tasks.release(tx, key)
+
+        await self.store.write(change)
+
+    async def extend(self, key: int, lease_id: int) -> None:
+        """The worker is alive: its lease starts anew. Raises LeaseLost."""
+
+        def change(tx: Tx) -> None:
+            if not tasks.extend(tx, key, lease_id, LEASE_MS):
+                raise _lease_lost(key)
+
+        await self.store.write(change)
+
+    async def append_logs(
+        self,
+        key: int,
+        lease_id: int,
+        lines: Iterable[tuple[int, str, str | None, str, Mapping[str, Any] | None]],
+    ) -> None:
+        """Keep log lines of a running attempt. Raises LeaseLost."""
+
+        def change(tx: Tx) -> None:
+            row = _leased(tx, key, lease_id)
+            history.append_logs(tx, key, row.step_id, row.attempt, lines)
+
+        await self.store.write(change)
+
+    async def context_text(self, key: int) -> bytes:
+        """The JSON text of an execution's whole context, for a handler that may read it."""
+        return await self.store.read(lambda conn: executions.context_text(conn, key))
+
+    async def run_builtins(self) -> bool:
+        """Run queued built-in steps for a while; whether there may be more."""
+
+        def change(tx: Tx) -> bool:
+            until = time.monotonic() + BUILTIN_PASS_MS / 1000
+            while (row := tasks.next_queued(tx, Lane.BUILTIN)) is not None:
+                self._run_builtin(tx, row)
+                if time.monotonic() >= until:
+                    return True
+            return False
+
+        return await self.store.write(change)
+
+    async def run_builtin(self, execution_id: str) -> bool:
+        """Run the queued built-in step of this one execution; whether there was one."""
+
+        def change(tx: Tx) -> bool:
+            row = tasks.get(tx, _key(tx, execution_id))
+            if row is None or row.lane != Lane.BUILTIN or row.state != "queued":
+                return False
+            self._run_builtin(tx, row)
+            return True
+
+        return await self.store.write(change)
+
+    def _run_builtin(self, tx: Tx, row: tasks.TaskRow) -> None:
+        record = executions.load(tx, row.execution)
+        flow = self._steps.flow(tx, record.flow_key, record.flow_digest)
+        step = flow.steps[row.step_id]
+        execution, events = decide.begin(record.execution, step, tx.now_ms)
+        ledger.append(tx, record.key, events)
+        record = _with_needed(tx, record, step)
+        record = replace(record, execution=execution)
+        values = record.context.values
+        try:
+            given = NO_VALUE
+            if step.handler.type == "sub-flow":
+                given = selectors.resolve(step.input, values)
+            result = builtin.run(step, values, given, tx.now_ms)
+        except Exception as exc:
+            error = StepError("HANDLER_ERROR", f"{type(exc).__name__}: {exc}", retryable=False)
+            result = TaskResult(Outcome.ERROR, error=error)
+        self._steps.finished(tx, record, flow, result, row)
+
+    # --- time ------------------------------------------------------------------------------------
+
+    async def fire_due(self) -> int | None:
+        """Do what is due now, a bounded batch; when the next thing is due (None: nothing is)."""
+
+        def change(tx: Tx) -> int | None:
+            tasks.requeue_due(tx, DUE_BATCH)
+            for wait in waits.due(tx, DUE_BATCH):
+                wake_at_ms = wait.wait.wake_at_ms
+                if wake_at_ms is not None and wake_at_ms <= tx.now_ms:
+                    record = executions.load(tx, wait.execution)
+                    self._steps.woken_or_failed(tx, record, wait, NO_VALUE)
+                else:
+                    reason = "the execution waited longer than its limit"
+                    self._steps.cancelled(
+                        tx, wait.execution, CancelSource.TIMEOUT, reason, code="WAIT_TIMEOUT"
+                    )
+            for key in executions.overdue(tx, DUE_BATCH):
+                reason = "the execution took longer than its limit"
+                self._steps.cancelled(
+                    tx, key, CancelSource.TIMEOUT, reason, code="EXECUTION_TIMEOUT"
+                )
+            executions.forget_expired_keys(tx)
+            due = (tasks.next_due_ms(tx), waits.next_due_ms(tx), executions.next_deadline_ms(tx))
+            return min((at_ms for at_ms in due if at_ms is not None), default=None)
+
+        return await self.store.write(change)
+
+    async def recover(self) -> int:
+        """At every start: claims of earlier boots are dead; how many tasks run again."""
+
+        def change(tx: Tx) -> int:
+            ledger.sync_types(tx)
+            released = tasks.release_of_earlier_boots(tx, tx.boot << 32)
+            ledger.append_one(tx, "daemon.started", {"boot": tx.boot, "tasksReleased": released})
+            tx.hints.ready.update(lane.value for lane in Lane)
+            return released
+
+        return await self.store.write(change)
+
+
+def _key(source: Any, execution_id: str) -> int:
+    key = executions.key_of(source, execution_id)
+    if key is None:
+        raise NotFound(f"no execution {execution_id!r}")
+    return key
+
+
+def _leased(tx: Tx, key: int, lease_id: int) -> tasks.TaskRow:
+    row = tasks.leased(tx, key, lease_id)
+    if row is None:
+        raise _lease_lost(key)
+    return row
+
+
+def _lease_lost(key: int) -> LeaseLost:
+    return LeaseLost(f"the lease of task {key} is over: cancelled, expired or given to another")
+
+
+def _with_needed(tx: Tx, record: Record, step: Step) -> Record:
+    """The record with the context values that a built-in step reads."""
+    if not record.context.spilled:
+        return record
+    names = set(builtin.keys_needed(step))
+    if step.handler.type == "sub-flow":
+        needed = selectors.keys_needed(step.input)
+        names |= record.context.spilled.keys() if needed is None else needed
+    return executions.with_keys(tx, record, names)

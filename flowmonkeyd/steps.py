@@ -1,0 +1,470 @@
+"""What a decision does to the tables: every write that moves an execution goes through here.
+
+The functions run on the writer thread inside one transaction and are shared by the engine's verbs:
+start an execution, save a decision, queue a step, end an execution and tell its parent, cancel a
+tree. They never commit, never wait and never tell anybody anything.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from flowmonkeyd import builtin, decide, jsontext
+from flowmonkeyd.clock import Ids
+from flowmonkeyd.context import Context
+from flowmonkeyd.documents.flow import parse_flow
+from flowmonkeyd.documents.versions import newest
+from flowmonkeyd.errors import Conflict, Invalid, NotFound
+from flowmonkeyd.model import (
+    NO_VALUE,
+    CancelSource,
+    Execution,
+    ExecutionStatus,
+    Flow,
+    HandlerRef,
+    Lane,
+    Limits,
+    NewExecution,
+    Outcome,
+    Step,
+    StepError,
+    TaskResult,
+    Wait,
+    WaitKind,
+)
+from flowmonkeyd.store import Tx, catalog, executions, history, ledger, tasks, waits
+from flowmonkeyd.store.executions import Record
+
+__all__ = ["BUILTIN_VERSION", "LOCAL_VERSION", "Steps", "split_ref"]
+
+BUILTIN_VERSION = "1.0.0"
+# In-process handlers of the test harness.
+LOCAL_VERSION = "0.0.0"
+# Parsed flows kept, by the digest of their document.
+FLOWS_MAX = 512
+# A sub-flow that starts itself ends here rather than filling the disk.
+DEPTH_MAX = 16
+
+
+class Steps:
+    """The changes, with what they need: limits, ids, parsed flows. `local_types` run in process."""
+
+    def __init__(self, limits: Limits, ids: Ids, local_types: frozenset[str]) -> None:
+        self.limits = limits
+        self.ids = ids
+        self.local_types = local_types
+        self._flows: OrderedDict[str, Flow] = OrderedDict()
+
+    # --- flows and handlers ------------------------------------------------------------------
+
+    def flow(self, tx: Tx, key: int, digest: str) -> Flow:
+        """The parsed flow; kept by content, so a rolled-back apply can never leave a wrong one."""
+        flow = self._flows.get(digest)
+        if flow is None:
+            flow, _ = parse_flow(jsontext.loads(catalog.flow_document(tx, key)))
+            self._flows[digest] = flow
+            if len(self._flows) > FLOWS_MAX:
+                self._flows.popitem(last=False)
+        else:
+            self._flows.move_to_end(digest)
+        return flow
+
+    def find_flow(self, tx: Tx, ref: str) -> tuple[int, Flow]:
+        """The flow a reference names: `order` (the newest version) or `order@1.0.0`."""
+        flow_id, version = split_ref(ref)
+        if version is None:
+            version = newest(catalog.flow_versions(tx, flow_id), None)
+        found = catalog.flow_key(tx, flow_id, version) if version else None
+        if found is None:
+            message = f"no flow {ref!r}; apply it first, or see `flowctl flow list`"
+            raise NotFound(message, code="FLOW_NOT_FOUND")
+        return found[0], self.flow(tx, *found)
+
+    def resolve(self, tx: Tx, ref: HandlerRef, pins: Mapping[str, str]) -> tuple[Lane, str] | None:
+        """The lane and version a handler reference means for an execution with these pins."""
+        if ref.type in builtin.TYPES:
+            return Lane.BUILTIN, BUILTIN_VERSION
+        if ref.type in self.local_types:
+            return Lane.SANDBOX, LOCAL_VERSION
+        version = pins.get(_pin(ref)) or _published(tx, ref)
+        return (Lane.SANDBOX, version) if version else None
+
+    # --- start ---------------------------------------------------------------------------------
+
+    def start(
+        self,
+        tx: Tx,
+        new: NewExecution,
+        by: str | None,
+        parent: Record | None = None,
+        child_index: int | None = None,
+    ) -> tuple[int, bool]:
+        """Make an execution, or find the one its idempotency key names: (key, made)."""
+        flow_id, _ = split_ref(new.flow_ref)
+        if new.idempotency_key is not None:
+            known = executions.idempotent(tx, new.tenant_id, flow_id, new.idempotency_key)
+            if known is not None:
+                data = {"idempotencyKey": new.idempotency_key}
+                ledger.append(tx, known, [("idempotency.hit", None, data)])
+                return known, False
+        flow_key, flow = self.find_flow(tx, new.flow_ref)
+        change = Context().change(new.context, self.limits)
+        if isinstance(change, StepError):
+            raise Invalid(f"cannot start {new.flow_ref!r}: {change.message}", code=change.code)
+        execution = Execution(
+            id=new.id or self.ids.execution_id(tx.now_ms),
+            flow_id=flow.id,
+            flow_version=flow.version,
+            status=ExecutionStatus.PENDING,
+            current_step_id=flow.initial_step_id,
+            step_count=0,
+            tenant_id=new.tenant_id,
+            priority=new.priority,
+            created_at_ms=tx.now_ms,
+            updated_at_ms=tx.now_ms,
+            idempotency_key=new.idempotency_key,
+            metadata=new.metadata,
+        )
+        if new.id is not None and executions.key_of(tx, new.id) is not None:
+            message = f"cannot start: an execution with the id {new.id!r} exists already"
+            raise Conflict(message, code="EXECUTION_EXISTS")
+        if new.parent_id is not None:
+            parent_key = executions.key_of(tx, new.parent_id)
+            if parent_key is None:
+                raise NotFound(f"cannot start: no parent execution {new.parent_id!r}")
+            parent = executions.load(tx, parent_key)
+        pins = self._pins(tx, flow)
+        timeouts = new.timeouts
+        key = executions.insert(
+            tx,
+            execution,
+            flow_key,
+            pins,
+            change,
+            parent,
+            child_index,
+            timeouts.execution_ms,
+            timeouts.wait_ms,
+        )
+        if new.idempotency_key is not None:
+            window_ms = new.idempotency_window_ms
+            executions.remember_key(tx, new.tenant_id, flow_id, new.idempotency_key, key, window_ms)
+        data = {"flowId": flow.id, "flowVersion": flow.version}
+        if by is not None:
+            data["by"] = by
+        ledger.append(tx, key, [("execution.created", None, data)])
+        step = flow.steps[flow.initial_step_id]
+        found = self.resolve(tx, step.handler, pins)
+        if found is None:
+            self._no_handler(tx, executions.load(tx, key), step)
+        else:
+            lane, version = found
+            priority = tasks.PRIORITIES.index(execution.priority)
+            tasks.enqueue(tx, key, step.id, 0, lane, step.handler.type, version, priority)
+        return key, True
+
+    def _pins(self, tx: Tx, flow: Flow) -> dict[str, str]:
+        pins = {}
+        for step in flow.steps.values():
+            ref = step.handler
+            if ref.type not in builtin.TYPES and ref.type not in self.local_types:
+                version = _published(tx, ref)
+                if version is not None:
+                    pins[_pin(ref)] = version
+        return pins
+
+    def _start_children(self, tx: Tx, record: Record, result: TaskResult) -> list[str] | StepError:
+        """Make the children a sub-flow step asked for: their ids, or why it cannot be."""
+        if record.depth >= DEPTH_MAX:
+            message = f"cannot start a sub-flow {DEPTH_MAX} levels deep; does it start itself?"
+            return StepError("SUB_FLOW_ERROR", message, retryable=False)
+        parent = record.execution
+        made = []
+        for index, child in enumerate(result.children):
+            new = NewExecution(
+                flow_ref=child.flow_ref,
+                context=child.context,
+                id=self.ids.execution_id(tx.now_ms),
+                tenant_id=child.tenant_id or parent.tenant_id,
+                priority=parent.priority,
+                metadata=child.metadata,
+            )
+            try:
+                self.start(tx, new, None, record, index)
+            except (NotFound, Invalid) as exc:
+                return StepError("SUB_FLOW_ERROR", exc.message, retryable=False)
+            assert new.id is not None
+            made.append(new.id)
+        return made
+
+    # --- what follows from an attempt ------------------------------------------------------------
+
+    def finished(
+        self, tx: Tx, record: Record, flow: Flow, result: TaskResult, task: tasks.TaskRow
+    ) -> Record:
+        """An attempt of the execution's current step ended: save what follows."""
+        step = flow.steps[task.step_id]
+        if result.children:
+            children = self._children_savepoint(tx, record, result)
+            if isinstance(children, StepError):
+                result = replace(
+                    result, outcome=Outcome.FAILURE, error=children, wait=None, children=()
+                )
+            elif result.outcome is Outcome.WAIT:
+                assert result.wait is not None
+                decision = decide.park(record.execution, step, result.wait, tx.now_ms)
+                return self.save(tx, record, decision, task, len(children))
+            else:
+                result = replace(result, output=_started(children, result))
+        record = executions.with_keys(tx, record, decide.keys_to_finish(step))
+        decision = decide.finish(
+            flow, record.execution, record.context, result, tx.now_ms, self.limits
+        )
+        self._write_history(tx, record, decision, result, task)
+        return self.save(tx, record, decision, task)
+
+    def _children_savepoint(
+        self, tx: Tx, record: Record, result: TaskResult
+    ) -> list[str] | StepError:
+        """All children or none: a refused one takes its sisters with it."""
+        tx.execute("SAVEPOINT children")
+        children = self._start_children(tx, record, result)
+        if isinstance(children, StepError):
+            tx.execute("ROLLBACK TO children")
+        tx.execute("RELEASE children")
+        return children
+
+    def _write_history(
+        self,
+        tx: Tx,
+        record: Record,
+        decision: decide.Decision,
+        result: TaskResult,
+        task: tasks.TaskRow,
+    ) -> None:
+        if decision.outcome is None:
+            return
+        started = task.claimed_at_ms if task.claimed_at_ms is not None else tx.now_ms
+        history.append(
+            tx,
+            record.key,
+            decision.execution.step_count,
+            task.step_id,
+            (task.type, task.version),
+            task.attempt,
+            decision.outcome,
+            result.output if result.outcome is Outcome.SUCCESS else NO_VALUE,
+            decision.attempt_error,
+            result.started_at_ms or started,
+            max(0, started - task.queued_at_ms),
+            result.duration_ms,
+            result.worker_id,
+            result.usage,
+        )
+
+    def save(
+        self,
+        tx: Tx,
+        record: Record,
+        decision: decide.Decision,
+        task: tasks.TaskRow | None = None,
+        children: int | None = None,
+    ) -> Record:
+        """Write a decision: the execution, its events, and its next task, wait or end."""
+        record = executions.save(tx, record, decision.execution, decision.change)
+        ledger.append(tx, record.key, decision.events)
+        if decision.next_step is not None:
+            self._queue(tx, record, decision.next_step)
+        elif decision.wait is not None:
+            queued_at_ms = task.queued_at_ms if task else tx.now_ms
+            self._sleep(tx, record, decision.wait, queued_at_ms, children)
+        elif decision.ended:
+            self._ended(tx, record)
+        return record
+
+    def _queue(self, tx: Tx, record: Record, step: Step) -> None:
+        found = self.resolve(tx, step.handler, record.pins)
+        if found is None:
+            self._no_handler(tx, record, step)
+            return
+        lane, version = found
+        if lane is Lane.SANDBOX and step.handler.type not in self.local_types:
+            pin = _pin(step.handler)
+            if pin not in record.pins:  # published after the execution was made
+                executions.save_pins(tx, record.key, {**record.pins, pin: version})
+        tasks.enqueue(
+            tx,
+            record.key,
+            step.id,
+            record.execution.attempt,
+            lane,
+            step.handler.type,
+            version,
+            tasks.PRIORITIES.index(record.execution.priority),
+        )
+
+    def _no_handler(self, tx: Tx, record: Record, step: Step) -> None:
+        message = f"no published handler for {_pin(step.handler)!r}; see `flowctl handler list`"
+        error = StepError("HANDLER_NOT_FOUND", message, retryable=False)
+        self.failed(tx, record, error)
+
+    def failed(self, tx: Tx, record: Record, error: StepError) -> Record:
+        """An engine error: the execution fails at once."""
+        decision = decide.fail(record.execution, record.context, error, tx.now_ms, self.limits)
+        return self.save(tx, record, decision)
+
+    def _sleep(
+        self, tx: Tx, record: Record, wait: Wait, queued_at_ms: int, children: int | None
+    ) -> None:
+        execution = record.execution
+        step_id = execution.current_step_id
+        assert step_id is not None
+        timeout_at_ms = tx.now_ms + record.wait_ms
+        tasks.drop(tx, record.key)
+        tenant = execution.tenant_id
+        waits.insert(tx, record.key, wait, step_id, tenant, timeout_at_ms, queued_at_ms, children)
+        if wait.kind in (WaitKind.EVENT, WaitKind.SIGNAL):
+            waits.add_token(tx, self.ids.token(), record.key, step_id, timeout_at_ms)
+            ledger.append(tx, record.key, [("token.created", step_id, None)])
+
+    # --- the end of a wait, the end of an execution ----------------------------------------------
+
+    def woken(self, tx: Tx, record: Record, wait: waits.WaitRow, data: Any) -> Record | StepError:
+        """A wait is over. A StepError says why the data cannot be taken; then nothing changed."""
+        flow = self.flow(tx, record.flow_key, record.flow_digest)
+        decision = decide.resume(
+            flow, record.execution, record.context, wait.wait, data, tx.now_ms, self.limits
+        )
+        if isinstance(decision, StepError):
+            return decision
+        self.end_wait(tx, record)
+        return self.save(tx, record, decision)
+
+    def end_wait(self, tx: Tx, record: Record) -> None:
+        """The wait is gone, and its tokens are worth nothing any more."""
+        waits.remove(tx, record.key)
+        if waits.revoke_tokens(tx, record.key):
+            step_id = record.execution.current_step_id
+            ledger.append(tx, record.key, [("token.revoked", step_id, None)])
+
+    def woken_or_failed(self, tx: Tx, record: Record, wait: waits.WaitRow, data: Any) -> None:
+        """As `woken`; data that breaks a limit fails the execution."""
+        result = self.woken(tx, record, wait, data)
+        if isinstance(result, StepError):
+            self.end_wait(tx, record)
+            self.failed(tx, self._unparked(tx, record), result)
+
+    def _unparked(self, tx: Tx, record: Record) -> Record:
+        execution, events = decide.unpark(record.execution, tx.now_ms)
+        ledger.append(tx, record.key, events)
+        return executions.save(tx, record, execution, None)
+
+    def _ended(self, tx: Tx, record: Record) -> None:
+        tasks.drop(tx, record.key)
+        if record.parent_key is None:
+            return
+        if waits.child_ended(tx, record.parent_key) == 0:
+            self._children_ended(tx, record.parent_key)
+
+    def _children_ended(self, tx: Tx, parent_key: int) -> None:
+        """The last child a parked sub-flow step waited for has ended: the attempt ends."""
+        parent = executions.load(tx, parent_key)
+        wait = waits.get(tx, parent_key)
+        assert wait is not None
+        assert wait.children is not None
+        flow = self.flow(tx, parent.flow_key, parent.flow_digest)
+        step = flow.steps[wait.step_id]
+        children = [
+            executions.full_context(tx, child)
+            for child in executions.newest_children(tx, parent_key, wait.children)
+        ]
+        result = builtin.child_result(
+            [
+                (
+                    c.execution.id,
+                    c.execution.flow_id,
+                    c.execution.status.value,
+                    c.context.values,
+                    c.execution.error,
+                )
+                for c in children
+            ],
+            fan_out="forEach" in step.config,
+        )
+        self.end_wait(tx, parent)
+        parent = self._unparked(tx, parent)
+        task = tasks.TaskRow(
+            execution=parent_key,
+            step_id=wait.step_id,
+            attempt=parent.execution.attempt,
+            lane=Lane.BUILTIN.value,
+            type=step.handler.type,
+            version=BUILTIN_VERSION,
+            state="leased",
+            queued_at_ms=wait.queued_at_ms,
+            lease_id=None,
+            claimed_at_ms=wait.started_at_ms,
+            worker=None,
+        )
+        result = replace(result, duration_ms=tx.now_ms - wait.started_at_ms)
+        self.finished(tx, parent, flow, result, task)
+
+    def cancelled(
+        self,
+        tx: Tx,
+        key: int,
+        source: CancelSource,
+        reason: str | None,
+        by: str | None = None,
+        code: str = "CANCELLED",
+    ) -> None:
+        """Cancel an execution and all that hangs on it: task, wait, tokens, children."""
+        line = [(key, source, reason, code)]
+        while line:
+            key, source, reason, code = line.pop()
+            record = executions.load(tx, key)
+            if record.execution.status.is_final:
+                continue
+            children = executions.live_children(tx, key)
+            line.extend((child, CancelSource.PARENT, reason, "CANCELLED") for child in children)
+            self.end_wait(tx, record)
+            decision = decide.cancel(record.execution, source, reason, tx.now_ms, code)
+            data = {"source": source.value, "reason": reason, "childrenCancelled": len(children)}
+            if by is not None:
+                data["by"] = by
+            decision.events.append(("execution.cancelled", record.execution.current_step_id, data))
+            self.save(tx, record, decision)
+
+
+def split_ref(ref: str) -> tuple[str, str | None]:
+    """`order@1.0.0` is ("order", "1.0.0"); without a version the second is None."""
+    flow_id, at, version = ref.partition("@")
+    return flow_id, version if at else None
+
+
+def _pin(ref: HandlerRef) -> str:
+    return f"{ref.type}@{ref.version_range}" if ref.version_range else ref.type
+
+
+def _published(tx: Tx, ref: HandlerRef) -> str | None:
+    rows = catalog.handler_versions(tx, ref.type)
+    found: str | None = newest(
+        (row.version for row in rows if row.yanked_at_ms is None), ref.version_range
+    )
+    return found
+
+
+def _started(children: list[str], result: TaskResult) -> Any:
+    """What a sub-flow step that does not wait puts out."""
+    shown = [
+        {
+            "childExecutionId": child,
+            "flowId": split_ref(request.flow_ref)[0],
+            "mode": "fire-and-forget",
+        }
+        for child, request in zip(children, result.children, strict=True)
+    ]
+    return shown if result.fan_out else shown[0]

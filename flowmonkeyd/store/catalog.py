@@ -1,0 +1,140 @@
+"""Flows and handler versions: immutable rows, found by name and version."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+from flowmonkeyd.store.store import Tx
+
+__all__ = [
+    "FlowRow",
+    "HandlerRow",
+    "flow_document",
+    "flow_key",
+    "flow_row",
+    "flow_versions",
+    "handler_row",
+    "handler_versions",
+    "insert_flow",
+    "insert_handler",
+    "list_flows",
+    "list_handlers",
+    "yank_handler",
+]
+
+Source = Tx | sqlite3.Connection
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRow:
+    key: int
+    id: str
+    version: str
+    name: str | None
+    digest: str
+    document: str
+    step_count: int
+    applied_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerRow:
+    key: int
+    type: str
+    version: str
+    digest: str
+    manifest: str
+    size_bytes: int
+    published_at_ms: int
+    yanked_at_ms: int | None
+
+
+_FLOW = "key, id, version, name, digest, document, step_count, applied_at_ms"
+_HANDLER = "key, type, version, digest, manifest, size_bytes, published_at_ms, yanked_at_ms"
+
+
+def insert_flow(
+    tx: Tx, flow_id: str, version: str, name: str | None, digest: str, document: str, steps: int
+) -> FlowRow:
+    row = tx.execute(
+        "INSERT INTO flows (id, version, name, digest, document, step_count, applied_at_ms)"
+        f" VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING {_FLOW}",
+        (flow_id, version, name, digest, document, steps, tx.now_ms),
+    ).fetchone()
+    return FlowRow(*row)
+
+
+def flow_row(source: Source, flow_id: str, version: str) -> FlowRow | None:
+    row = source.execute(
+        f"SELECT {_FLOW} FROM flows WHERE id = ? AND version = ?", (flow_id, version)
+    ).fetchone()
+    return FlowRow(*row) if row else None
+
+
+def flow_key(source: Source, flow_id: str, version: str) -> tuple[int, str] | None:
+    """(key, digest) of a flow version, without its document."""
+    row: tuple[int, str] | None = source.execute(
+        "SELECT key, digest FROM flows WHERE id = ? AND version = ?", (flow_id, version)
+    ).fetchone()
+    return row
+
+
+def flow_document(source: Source, key: int) -> str:
+    text: str = source.execute("SELECT document FROM flows WHERE key = ?", (key,)).fetchone()[0]
+    return text
+
+
+def flow_versions(source: Source, flow_id: str) -> list[str]:
+    """Every version of a flow, in no order (SemVer order is not the database's to know)."""
+    rows = source.execute("SELECT version FROM flows WHERE id = ? LIMIT 10000", (flow_id,))
+    return [version for (version,) in rows]
+
+
+def list_flows(conn: sqlite3.Connection, after_key: int, limit: int) -> list[FlowRow]:
+    """Flows in the order they were applied."""
+    rows = conn.execute(
+        f"SELECT {_FLOW} FROM flows WHERE key > ? ORDER BY key LIMIT ?", (after_key, limit)
+    )
+    return [FlowRow(*row) for row in rows]
+
+
+def insert_handler(
+    tx: Tx, handler_type: str, version: str, digest: str, manifest: str, size_bytes: int
+) -> HandlerRow:
+    row = tx.execute(
+        "INSERT INTO handlers (type, version, digest, manifest, size_bytes, published_at_ms)"
+        f" VALUES (?, ?, ?, ?, ?, ?) RETURNING {_HANDLER}",
+        (handler_type, version, digest, manifest, size_bytes, tx.now_ms),
+    ).fetchone()
+    return HandlerRow(*row)
+
+
+def handler_row(source: Source, handler_type: str, version: str) -> HandlerRow | None:
+    row = source.execute(
+        f"SELECT {_HANDLER} FROM handlers WHERE type = ? AND version = ?", (handler_type, version)
+    ).fetchone()
+    return HandlerRow(*row) if row else None
+
+
+def handler_versions(source: Source, handler_type: str) -> list[HandlerRow]:
+    """Every version of a handler, yanked ones included, in no order."""
+    rows = source.execute(
+        f"SELECT {_HANDLER} FROM handlers WHERE type = ? LIMIT 10000", (handler_type,)
+    )
+    return [HandlerRow(*row) for row in rows]
+
+
+def list_handlers(conn: sqlite3.Connection, after_key: int, limit: int) -> list[HandlerRow]:
+    """Handler versions in the order they were published."""
+    rows = conn.execute(
+        f"SELECT {_HANDLER} FROM handlers WHERE key > ? ORDER BY key LIMIT ?", (after_key, limit)
+    )
+    return [HandlerRow(*row) for row in rows]
+
+
+def yank_handler(tx: Tx, key: int) -> None:
+    tx.execute(
+        "UPDATE handlers SET yanked_at_ms = ? WHERE key = ? AND yanked_at_ms IS NULL",
+        (tx.now_ms, key),
+    )

@@ -74,11 +74,11 @@ def pack(folder: str) -> bytes:
 
     Raises Rejected for links and special files: what they point to is not in the folder.
     """
-    from flowmonkeyd.documents.archive import pack_files
-
     contents = dict(_files(folder))
     if "handler.json" not in contents:
         raise Rejected(f"cannot publish {folder}: it has no handler.json; name a handler's folder")
+    from flowmonkeyd.documents.archive import pack_files
+
     with _refusals(folder):
         return pack_files(contents)
 
@@ -136,5 +136,5 @@ def _refusals(name: str) -> Iterator[None]:
         problems = getattr(exc, "problems", None)
         if problems is None:
             raise
-        lines = [f"{problem.path}: {problem.message}" for problem in problems]
-        raise Rejected("\n".join([f"{name}: {exc}", *lines])) from exc
+        lines = tuple(f"{problem.path}: {problem.message}" for problem in problems)
+        raise Rejected(f"{name}: {exc}", lines) from exc

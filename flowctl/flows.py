@@ -32,7 +32,8 @@ STEPS: tuple[Column, ...] = (
     ("RETRIES", lambda row: (row.get("retry") or {}).get("maxAttempts")),
 )
 
-_FILES = click.argument("files", metavar="FILE…", nargs=-1, required=True, type=click.Path())
+_FILE = click.Path(exists=True, dir_okay=False, allow_dash=True)
+_FILES = click.argument("files", metavar="FILE…", nargs=-1, required=True, type=_FILE)
 
 
 @click.group(cls=Noun)
@@ -102,8 +103,9 @@ def validate(session: Session, files: tuple[str, ...]) -> None:
             output.note(exc.message)
             failed = True
             continue
+        many = len(files) + len(documents) > 2
         for name, document in documents:
-            failed = not _is_valid(output, name, document) or failed
+            failed = not _is_valid(output, name, document, f"{name}: " if many else "") or failed
     if failed:
         raise Rejected
 
@@ -228,23 +230,28 @@ def run(
         until_end(session, answer, deadline)
 
 
-def _is_valid(output: Output, name: str, document: Fields) -> bool:
-    """Check one document and say what was found."""
+def _is_valid(output: Output, name: str, document: Fields, where: str) -> bool:
+    """Check one document and say what was found, each line after `where`."""
     from flowctl.documents import check
 
     reference: str | None = None
     warnings: list[str] = []
-    errors: list[str] = []
+    errors: tuple[str, ...] = ()
     try:
         reference, warnings = check(name, document)
     except Rejected as exc:
-        errors = exc.message.splitlines()
+        errors = exc.lines or (exc.message,)
     for line in errors:
-        output.note(line)
+        output.note(f"{where}{line}")
     for line in warnings:
-        output.note(f"warning: {line}")
+        output.note(f"{where}warning: {line}")
+
+    def words() -> None:
+        if reference is not None:
+            output.line(f"{name}: {reference} is valid")
+
     found = {"file": name, "flow": reference, "errors": errors, "warnings": warnings}
-    output.value(found, lambda: output.line(f"{name}: {reference or 'not'} valid"))
+    output.value(found, words)
     return reference is not None
 
 

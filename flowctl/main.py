@@ -6,6 +6,8 @@ message on stderr. Nothing else in flowctl exits the process.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -32,6 +34,9 @@ EXIT_CODES: dict[type[problems.FlowctlError], int] = {
 EXIT_USAGE = 2
 EXIT_NOT_FOUND = 4
 EXIT_INTERRUPTED = 130
+
+# The interpreter's last collections would walk all that was imported only to free it: 7 of 69 ms.
+atexit.register(gc.freeze)
 
 cli = LazyGroup(
     "flowctl",

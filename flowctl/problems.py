@@ -55,7 +55,14 @@ class Refused(FlowctlError):
 
 
 class Rejected(FlowctlError):
-    """A document or package that is refused here, before anything is sent."""
+    """A document or package that is refused here, before anything is sent.
+
+    `lines` are its problems, `path: message` each; they are in the message too.
+    """
+
+    def __init__(self, message: str = "", lines: tuple[str, ...] = ()) -> None:
+        super().__init__("\n".join((message, *lines)))
+        self.lines = lines
 
 
 class NotCompleted(FlowctlError):

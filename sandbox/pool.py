@@ -1,10 +1,44 @@
-"""The pool's face; its working comes with the next commit."""
+"""The pool: slots, the fork servers behind them, and one method that runs a call to its end.
+
+Owns every process of the sandbox. It promises that `run` always comes back with a Reply (or the
+caller's own cancellation), that nothing runs if a required layer is missing, that a slot is free
+again only once the last process of its execution is dead, and that nothing is left after `close`.
+It knows nothing of flows, and reads nothing that a handler wrote except the frames.
+"""
 
 from __future__ import annotations
 
-from sandbox.model import Call, Layer, OnLog, PoolSettings, Reply
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+from sandbox import seccomp, wire
+from sandbox.confine import PACKAGE
+from sandbox.forkserver import PYTHON_DEFAULT, Child, ForkServer, ServerFailed
+from sandbox.model import (
+    ALL_LAYERS,
+    Call,
+    Ending,
+    Layer,
+    OnLog,
+    Policy,
+    PoolSettings,
+    Reply,
+    Usage,
+)
+from sandbox.session import Session
 
 __all__ = ["Pool"]
+
+_TRIES = 3  # a spare may have died while it waited; nothing has run then
+_NOT_BUILT = {
+    "cgroup": "not built yet: memory is bounded by rlimits and the watchdog",
+    "network": "not built yet: handlers have no network",
+}
+# These mean nothing without the first.
+_NEEDS = {"private-root": "mount-namespace", "proc": "pid-namespace"}
+_NAMESPACES = ("user", "pid", "mnt", "ipc", "uts", "net", "cgroup")
 
 
 class Pool:
@@ -12,24 +46,200 @@ class Pool:
 
     def __init__(self, settings: PoolSettings | None = None) -> None:
         self.settings = settings or PoolSettings()
+        self._servers: list[ForkServer] = []
+        self._free = asyncio.Semaphore(self.settings.slots)
+        self._layers: dict[str, Layer] = {}
+        self._children: set[Child] = set()
+        self._started = False
 
     @property
     def slots(self) -> int:
         """How many executions run at a time."""
         return self.settings.slots
 
+    @property
+    def server_pids(self) -> list[int]:
+        """Process ids of the fork servers that run."""
+        return [server.pid for server in self._servers if server.pid is not None]
+
     async def start(self) -> None:
-        """Start the fork servers and try every layer; raises OSError if no server starts."""
-        raise NotImplementedError
+        """Start the fork servers and try every layer.
+
+        A host that lacks a layer is no error here: `layers` says so and `run` refuses. Raises
+        OSError if the interpreter cannot be executed at all.
+        """
+        wanted = frozenset(ALL_LAYERS) - self.settings.without - set(_NOT_BUILT)
+        for layer, needed in _NEEDS.items():
+            if needed not in wanted:
+                wanted -= {layer}
+        problems = dict(_NOT_BUILT)
+        program = b""
+        if "seccomp" in wanted:
+            try:
+                program = await asyncio.to_thread(seccomp.compile_filter)
+            except OSError as exc:
+                problems["seccomp"] = str(exc.strerror)
+                wanted -= {"seccomp"}
+        start = {
+            "layers": sorted(wanted),
+            "required": sorted(wanted & self.settings.required_layers),
+            "host_uid": self.settings.host_uid if os.getuid() == 0 else 0,
+            "seccomp": program.hex(),
+        }
+        cpus = sorted(os.sched_getaffinity(0))
+        python = self.settings.python or PYTHON_DEFAULT
+        count = min(self.settings.slots, len(cpus))
+        for number in range(count):
+            turn = cpus[number:] + cpus[:number]
+            self._servers.append(ForkServer(python, start, self.settings.spares, turn))
+        for server in self._servers:
+            server.launch()
+        for name in self.settings.without:
+            problems[name] = "left out by the settings"
+        await self._try_layers(wanted, problems)
+        self._started = True
 
     async def run(self, call: Call, on_log: OnLog | None = None) -> Reply:
-        """Run one call to its end; never raises for what a handler did."""
-        raise NotImplementedError
+        """Run one call to its end, waiting for a slot first.
+
+        Never raises for what a handler did. A cancelled caller is cancelled at once, and
+        everything of the execution is killed.
+        """
+        refusal = self._refusal(call.policy)
+        if refusal is not None:
+            return refusal
+        return await self._run(call, on_log)
 
     async def close(self) -> None:
         """Kill everything and wait until it is gone."""
-        raise NotImplementedError
+        self._started = False
+        for child in list(self._children):
+            child.close()
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        # callbacks of the deaths just announced
+        await asyncio.sleep(0)
 
     def layers(self) -> list[Layer]:
         """Every layer with what this host gives, as tried at start."""
-        raise NotImplementedError
+        return [self._layers[name] for name in ALL_LAYERS if name in self._layers]
+
+    # --- inside ------------------------------------------------------------------------------
+
+    def _refusal(self, policy: Policy) -> Reply | None:
+        if not self._started:
+            return _unavailable("the pool is not started")
+        needed = policy.required | ({"network"} if policy.network else set())
+        for name, layer in self._layers.items():
+            if not layer.available and (layer.required or name in needed):
+                return _unavailable(f"layer {name} cannot be had: {layer.detail}")
+        if policy.filesystem == "temp" and not self._layers["private-root"].available:
+            return _unavailable("layer private-root cannot be had: it carries the temp")
+        return None
+
+    async def _run(self, call: Call, on_log: OnLog | None) -> Reply:
+        try:
+            request = self._request(call)
+        except (TypeError, ValueError) as exc:
+            return Reply(Ending.PROTOCOL, None, f"cannot send the input: {exc}")
+        await self._free.acquire()
+        try:
+            child = await self._child_with_package(call)
+        except ServerFailed as exc:
+            self._free.release()
+            prefix = f"layer {exc.layer} cannot be had: " if exc.layer else ""
+            return _unavailable(prefix + exc.reason)
+        except BaseException:
+            self._free.release()
+            raise
+        try:
+            return await Session(child, call, request, on_log).run()
+        finally:
+            self._let_go(child)
+
+    async def _child_with_package(self, call: Call) -> Child:
+        """A child that has its package and its limits; raises ServerFailed."""
+        failure = ServerFailed("", "the pool is closed")
+        for _ in range(_TRIES):
+            if not self._servers:
+                raise failure
+            server = min(self._servers, key=lambda server: server.running)
+            child = await server.child()
+            self._children.add(child)
+            try:
+                temp = call.policy.filesystem == "temp"
+                await server.take(child, call.package_dir, call.limits, temp)
+                server.fill()
+            except ServerFailed as exc:
+                self._discard(child)
+                if not child.ended.done():
+                    raise  # it lives, so the package is at fault
+                failure = exc
+            except BaseException:
+                self._discard(child)
+                raise
+            else:
+                return child
+        raise failure
+
+    def _discard(self, child: Child) -> None:
+        self._children.discard(child)
+        child.close()
+
+    def _let_go(self, child: Child) -> None:
+        """The slot is free once the death is certain: the kill reaches every descendant."""
+        self._discard(child)
+        if child.ended.done():
+            self._free.release()
+        else:
+            child.ended.add_done_callback(lambda _ended: self._free.release())
+
+    def _request(self, call: Call) -> bytes:
+        attached = "mount-namespace" in self._layers and self._layers["private-root"].available
+        return wire.encode(
+            {
+                "root": PACKAGE if attached or not self._started else call.package_dir,
+                "entrypoint": call.entrypoint,
+                "input": call.input,
+                "has_input": call.has_input,
+                "config": call.config,
+                "secrets": dict(call.secrets),
+                "execution_id": call.execution_id,
+                "flow_id": call.flow_id,
+                "step_id": call.step_id,
+                "attempt": call.attempt,
+                "tenant_id": call.tenant_id,
+                "task_id": call.task_id,
+                "output_bytes": call.limits.output_bytes,
+                "log_bytes": call.limits.log_bytes,
+            }
+        )
+
+    async def _try_layers(self, wanted: frozenset[str], problems: dict[str, str]) -> None:
+        """Run the trial handler on a real child and compare with what can be seen from here."""
+        namespaces = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in _NAMESPACES}
+        trial = Call(
+            str(Path(__file__).resolve().parent / "trial"),
+            "attempts.py:attempt",
+            input={"namespaces": namespaces},
+        )
+        reply = await self._run(trial, None)
+        found: dict[str, Any] = {}
+        if reply.ending is Ending.RESULT and reply.result:
+            found = reply.result.get("output", {})
+        missing = {k: v for server in self._servers for k, v in server.missing.items()}
+        for name in ALL_LAYERS:
+            held, detail = name in wanted, "set up"
+            if name in found:
+                held, detail = held and found[name][0], found[name][1]
+            elif not found:
+                held, detail = False, reply.message or str(reply.result)
+            if name in problems or name in missing:
+                held, detail = False, problems.get(name) or missing[name]
+            required = name in self.settings.required_layers
+            self._layers[name] = Layer(name, held, required, detail)
+
+
+def _unavailable(message: str) -> Reply:
+    return Reply(Ending.UNAVAILABLE, None, message, (), Usage())

@@ -1,0 +1,297 @@
+"""The order of confinement: lists of steps for the fork server and for each child.
+
+Says what is done and in which order; how is `linux.py`'s. Every step belongs to a layer of
+`model.ALL_LAYERS` and says what it does. A step that fails ends the process unless its layer is
+not required: fail closed.
+
+Theory of operation. The fork server lives in its own user namespace (root maps two ids: itself and
+the handlers' unprivileged one; an ordinary user maps itself), is process 1 of its own PID
+namespace, and holds two views of the files: the host's, which it visits only to pick up a package,
+and a private root. Each child gets a copy of the private root, in which the server attaches
+the package and the temp once the call is known: so a child can be confined completely, filter
+included, before anything about its call exists (docs/decisions: the order of confinement).
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import resource
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from sandbox import linux
+from sandbox.libraries import library_closure
+
+__all__ = [
+    "CHILD_STEPS",
+    "PACKAGE",
+    "ROOT_STEPS",
+    "SERVER_STEPS",
+    "TEMP",
+    "LayerFailed",
+    "Plan",
+    "Step",
+    "attach",
+    "take_steps",
+]
+
+PACKAGE, TEMP = "/package", "/tmp"  # inside the private root
+_STAGE = "/sys"  # a folder that every Linux has and no interpreter lives in; hidden, not changed
+_READONLY = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID
+_DATA = _READONLY | linux.MOUNT_ATTR_NODEV
+_INNER_ID = 1  # the handlers' id inside the server's user namespace when it runs as root
+
+
+@dataclass(slots=True)
+class Plan:
+    """What to confine and how; `missing` collects layers that failed and were not required."""
+
+    layers: frozenset[str]
+    required: frozenset[str]
+    host_uid: int  # 0: keep the caller's id, which is not root
+    seccomp_program: bytes
+    cpu: int = 0
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+class LayerFailed(Exception):
+    """A required layer could not be set up."""
+
+    def __init__(self, layer: str, reason: str) -> None:
+        super().__init__(f"{layer}: {reason}")
+        self.layer = layer
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that is done, for which layer, in words."""
+
+    layer: str
+    does: str
+    apply: Callable[[Plan], None]
+
+
+def take_steps(steps: Iterable[Step], plan: Plan) -> None:
+    """Apply in order what the plan's layers ask for; raises LayerFailed for a required one."""
+    for step in steps:
+        if step.layer not in plan.layers or step.layer in plan.missing:
+            continue
+        try:
+            step.apply(plan)
+        except OSError as exc:
+            reason = f"cannot {step.does}: {exc.strerror}"
+            if step.layer in plan.required:
+                raise LayerFailed(step.layer, reason) from exc
+            plan.missing[step.layer] = reason
+
+
+def attach(
+    package: memoryview, host_view: int, child_view: int, own_view: int, temp_bytes: int
+) -> None:
+    """Put a package (and a temp, unless 0 bytes) into a child's root; raises OSError.
+
+    Called in the server with descriptors of three mount namespaces; it is back in its own
+    afterwards, whatever happens.
+    """
+    tree = -1
+    try:
+        linux.setns(host_view, linux.CLONE_NEWNS)
+        tree = linux.open_tree(package)
+        linux.mount_setattr(tree, _DATA | linux.MOUNT_ATTR_NOSYMFOLLOW)
+        linux.setns(child_view, linux.CLONE_NEWNS)
+        linux.move_mount(tree, PACKAGE)
+        if temp_bytes:
+            flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+            # An inode costs about 1 KiB of kernel memory: as many as pages, at most 16 384.
+            options = f"size={temp_bytes},nr_inodes={min(temp_bytes // 4096, 16384)},mode=1777"
+            linux.mount("tmpfs", TEMP, "tmpfs", flags, options)
+    finally:
+        linux.setns(own_view, linux.CLONE_NEWNS)
+        if tree >= 0:
+            os.close(tree)
+
+
+# --- steps of the fork server ---------------------------------------------------------------
+
+
+def _enter_user_namespace(plan: Plan) -> None:
+    """The maps are written by a process left outside: only there may root map a second id."""
+    uid, gid, pid = os.getuid(), os.getgid(), os.getpid()
+    if plan.host_uid:
+        os.setgroups([])
+    ready_read, ready_write = os.pipe()
+    writer = os.fork()
+    if writer == 0:
+        status = 1
+        try:
+            os.close(ready_write)
+            if os.read(ready_read, 1):
+                _write_maps(pid, uid, gid, plan.host_uid)
+                status = 0
+        finally:
+            os._exit(status)
+    os.close(ready_read)
+    try:
+        linux.unshare(linux.CLONE_NEWUSER)
+        os.write(ready_write, b".")
+    finally:
+        os.close(ready_write)
+        _, status = os.waitpid(writer, 0)
+    if status != 0:
+        raise PermissionError(1, "the user id map cannot be written")
+
+
+def _write_maps(pid: int, uid: int, gid: int, host_uid: int) -> None:
+    second = f"\n{_INNER_ID} {host_uid} 1" if host_uid else ""
+    if not host_uid:  # user_namespaces(7): an ordinary user must give up setgroups first
+        _write(f"/proc/{pid}/setgroups", "deny")
+    _write(f"/proc/{pid}/gid_map", f"0 {gid} 1{second}")
+    _write(f"/proc/{pid}/uid_map", f"0 {uid} 1{second}")
+
+
+def _write(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+def _stop_mount_propagation(_plan: Plan) -> None:
+    linux.unshare(linux.CLONE_NEWNS)
+    linux.mount("none", "/", "", linux.MS_REC | linux.MS_SLAVE)
+
+
+def _name_host(_plan: Plan) -> None:
+    linux.unshare(linux.CLONE_NEWUTS)
+    linux.sethostname(b"sandbox")
+
+
+def _unshare(flag: int) -> Callable[[Plan], None]:
+    return lambda _plan: linux.unshare(flag)
+
+
+SERVER_STEPS: tuple[Step, ...] = (
+    Step("user-namespace", "leave the host's user ids", _enter_user_namespace),
+    Step("pid-namespace", "leave the host's processes", _unshare(linux.CLONE_NEWPID)),
+    Step("mount-namespace", "leave the host's mounts", _stop_mount_propagation),
+    Step("ipc-namespace", "leave the host's message queues", _unshare(linux.CLONE_NEWIPC)),
+    Step("uts-namespace", "take another host name", _name_host),
+    Step("network-namespace", "leave the host's network", _unshare(linux.CLONE_NEWNET)),
+    Step("cgroup-namespace", "leave the host's control groups", _unshare(linux.CLONE_NEWCGROUP)),
+)
+
+
+def _build_root(_plan: Plan) -> None:
+    """Build the private root and move into it; the host's files are gone from this namespace."""
+    linux.unshare(linux.CLONE_NEWNS)
+    linux.mount("tmpfs", _STAGE, "tmpfs", linux.MS_NOSUID, "size=256k,nr_inodes=256,mode=755")
+    for path in (PACKAGE, TEMP, "/proc", "/etc", "/dev", "/empty"):
+        os.mkdir(_STAGE + path, 0o755)
+    _write_file("/etc/passwd", "nobody:x:65534:65534:nobody:/:/\n")
+    _write_file("/etc/group", "nogroup:x:65534:\n")
+    _write_file("/etc/hosts", "127.0.0.1 localhost\n")
+    for path in _runtime_paths():
+        _bind(path, _DATA)
+    for device in ("/dev/null", "/dev/zero", "/dev/urandom"):
+        _bind(device, _READONLY | linux.MOUNT_ATTR_NOEXEC)
+    # Process 1's own /proc: below a child's, because the kernel lets a user namespace mount
+    # /proc only where a whole one is visible already (mount_too_revealing).
+    linux.mount("proc", _STAGE + "/proc", "proc", 14)
+    os.chdir(_STAGE)
+    linux.pivot_root(".", ".")
+    linux.umount2(".", linux.MNT_DETACH)
+    os.chdir("/")
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY)
+    try:
+        linux.mount_setattr(root, _READONLY | linux.MOUNT_ATTR_NODEV)
+    finally:
+        os.close(root)
+
+
+def _runtime_paths() -> list[str]:
+    """The standard library, the libraries its extension modules need, and the time zones."""
+    folders = [os.path.realpath(path) for path in sys.path if os.path.isdir(path)]
+    tops = [f for f in folders if not any(f != g and f.startswith(g + "/") for g in folders)]
+    modules = [path for folder in folders for path in glob.glob(folder + "/*.so")]
+    modules += [path for folder in folders for path in glob.glob(folder + "/lib-dynload/*.so")]
+    paths = list(dict.fromkeys(tops)) + library_closure(dict.fromkeys(modules))
+    if os.path.isdir("/usr/share/zoneinfo"):
+        paths.append("/usr/share/zoneinfo")
+    return paths
+
+
+def _bind(path: str, attributes: int) -> None:
+    """The same path inside the root, read-only; packages installed on the host stay hidden."""
+    target = _STAGE + path
+    if os.path.isdir(path):
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o444))
+    _attach_copy(path, target, attributes)
+    for name in ("site-packages", "dist-packages"):
+        if os.path.isdir(os.path.join(path, name)):
+            _attach_copy(_STAGE + "/empty", os.path.join(target, name), _DATA)
+
+
+def _attach_copy(source: str, target: str, attributes: int) -> None:
+    tree = linux.open_tree(os.fsencode(source))
+    try:
+        linux.mount_setattr(tree, attributes)
+        linux.move_mount(tree, target)
+    finally:
+        os.close(tree)
+
+
+def _write_file(path: str, text: str) -> None:
+    descriptor = os.open(_STAGE + path, os.O_CREAT | os.O_WRONLY, 0o444)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+ROOT_STEPS: tuple[Step, ...] = (Step("private-root", "build a root of its own", _build_root),)
+
+# --- steps of each child ---------------------------------------------------------------------
+
+
+def _own_proc(_plan: Plan) -> None:
+    linux.mount("proc", "/proc", "proc", 14, "subset=pid")
+
+
+def _become_nobody(plan: Plan) -> None:
+    if plan.host_uid:
+        inner = _INNER_ID if "user-namespace" in plan.layers else plan.host_uid
+        os.setgroups([])
+        os.setresgid(inner, inner, inner)
+        # keeps no capability over the server's namespaces: the next step gets fresh ones
+        os.setresuid(inner, inner, inner)
+    elif os.getuid() == 0 and "user-namespace" not in plan.layers:
+        raise PermissionError(1, "the pool runs as root")
+
+
+def _bound_resources(_plan: Plan) -> None:
+    """What no call changes; the server sets the rest with the call (`zygote._limit`)."""
+    for kind in (resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE):
+        resource.setrlimit(kind, (0, 0))
+    resource.setrlimit(resource.RLIMIT_STACK, (8 << 20, 8 << 20))
+
+
+CHILD_STEPS: tuple[Step, ...] = (
+    Step("proc", "mount a /proc of its own process only", _own_proc),
+    Step("ipc-namespace", "leave other executions' queues", _unshare(linux.CLONE_NEWIPC)),
+    Step("one-core", "stay on one CPU", lambda plan: os.sched_setaffinity(0, {plan.cpu})),
+    Step("unprivileged-uid", "become an unprivileged user of the host", _become_nobody),
+    Step("user-namespace", "map to no user at all", _unshare(linux.CLONE_NEWUSER)),
+    Step("rlimits", "bound core, stack and locked memory", _bound_resources),
+    Step("capabilities", "drop every privilege", lambda _plan: linux.drop_capabilities()),
+    Step("capabilities", "forbid tracing", lambda _plan: linux.set_dumpable(0)),
+    Step("pid-namespace", "die with the server", lambda _plan: linux.parent_death_signal(9)),
+    Step("no-new-privs", "rule out new privileges", lambda _plan: linux.no_new_privs()),
+    Step("seccomp", "install the filter", lambda plan: linux.seccomp(plan.seccomp_program)),
+)

@@ -1,0 +1,214 @@
+"""Linux system calls that Python 3.11 lacks, one function each, with the kernel's own names.
+
+How, never what for: the order in which these are used is `confine.py`'s. Every failure leaves by
+one door, `_call`, as OSError with the call's name. Nothing here keeps state.
+Sources: the man page of each call; numbers from the kernel's uapi headers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+__all__ = [
+    "CLONE_NEWCGROUP",
+    "CLONE_NEWIPC",
+    "CLONE_NEWNET",
+    "CLONE_NEWNS",
+    "CLONE_NEWPID",
+    "CLONE_NEWUSER",
+    "CLONE_NEWUTS",
+    "MNT_DETACH",
+    "MOUNT_ATTR_NODEV",
+    "MOUNT_ATTR_NOEXEC",
+    "MOUNT_ATTR_NOSUID",
+    "MOUNT_ATTR_NOSYMFOLLOW",
+    "MOUNT_ATTR_RDONLY",
+    "MS_NODEV",
+    "MS_NOEXEC",
+    "MS_NOSUID",
+    "MS_REC",
+    "MS_SLAVE",
+    "close_range",
+    "drop_capabilities",
+    "limit_malloc_arenas",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "no_new_privs",
+    "open_tree",
+    "parent_death_signal",
+    "pivot_root",
+    "seccomp",
+    "set_dumpable",
+    "sethostname",
+    "setns",
+    "umount2",
+    "unshare",
+    "wipe",
+]
+
+# sched.h
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+# linux/mount.h
+MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+MS_REC, MS_SLAVE = 0x4000, 0x80000
+MNT_DETACH = 2
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 0x1, 0x2, 0x4
+MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSYMFOLLOW = 0x8, 0x200000
+_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+_MOVE_MOUNT_F_EMPTY_PATH = 4
+_AT_FDCWD, _AT_EMPTY_PATH = -100, 0x1000
+# linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP = 1, 4, 24
+_PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
+# linux/capability.h: two 32-bit words of each set
+_CAPABILITY_VERSION_3 = 0x20080522
+# linux/seccomp.h
+_SECCOMP_SET_MODE_FILTER = 1
+# malloc.h
+_M_ARENA_MAX = -8
+
+# asm/unistd.h: these have one number on every architecture (added since 5.x) …
+_NR_OPEN_TREE, _NR_MOVE_MOUNT, _NR_CLOSE_RANGE, _NR_MOUNT_SETATTR = 428, 429, 436, 442
+# … and these have not.
+_NR_PIVOT_ROOT, _NR_SECCOMP = {"x86_64": (155, 317), "aarch64": (41, 277)}.get(
+    os.uname().machine, (-1, -1)
+)
+
+_libc = ctypes.PyDLL(None, use_errno=True)  # PyDLL: no release of the GIL, we have one thread
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+_prctl = _libc.prctl
+_prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+_mount = _libc.mount
+_mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clr", "propagation", "userns_fd")]
+
+
+class _SockFprog(ctypes.Structure):
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)"""
+    _call("unshare", _libc.unshare(ctypes.c_int(flags)))
+
+
+def setns(fd: int, kind: int) -> None:
+    """setns(2); entering a mount namespace also moves root and working directory to its root."""
+    _call("setns", _libc.setns(ctypes.c_int(fd), ctypes.c_int(kind)))
+
+
+def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
+    """mount(2)"""
+    arguments = (os.fsencode(source), os.fsencode(target), kind.encode(), flags, data.encode())
+    _call(f"mount {kind or 'flags'} on {target}", _mount(*arguments))
+
+
+def umount2(target: str, flags: int) -> None:
+    """umount2(2)"""
+    _call(f"umount {target}", _libc.umount2(os.fsencode(target), ctypes.c_int(flags)))
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """pivot_root(2)"""
+    _call("pivot_root", _syscall(_NR_PIVOT_ROOT, os.fsencode(new_root), os.fsencode(put_old)))
+
+
+def open_tree(path: bytes | memoryview) -> int:
+    """open_tree(2): a detached copy of the mount at `path`, without what is mounted below it.
+
+    A memoryview (writable, ending in a zero byte) is used in place: no copy of it remains.
+    """
+    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC
+    text = path if isinstance(path, bytes) else (ctypes.c_char * len(path)).from_buffer(path)
+    return _call("open_tree", _syscall(_NR_OPEN_TREE, _AT_FDCWD, text, ctypes.c_uint(flags)))
+
+
+def move_mount(fd: int, target: str) -> None:
+    """move_mount(2): attach a detached mount."""
+    path = os.fsencode(target)
+    done = _syscall(_NR_MOVE_MOUNT, fd, b"", _AT_FDCWD, path, _MOVE_MOUNT_F_EMPTY_PATH)
+    _call(f"move_mount to {target}", done)
+
+
+def mount_setattr(fd: int, attributes: int) -> None:
+    """mount_setattr(2) on the mount that `fd` refers to."""
+    change = _MountAttr(attributes, 0, 0, 0)
+    done = _syscall(
+        _NR_MOUNT_SETATTR, fd, b"", _AT_EMPTY_PATH, ctypes.byref(change), ctypes.sizeof(change)
+    )
+    _call("mount_setattr", done)
+
+
+def sethostname(name: bytes) -> None:
+    """sethostname(2)"""
+    _call("sethostname", _libc.sethostname(name, ctypes.c_size_t(len(name))))
+
+
+def close_range(first: int) -> None:
+    """close_range(2): close every descriptor from `first` on."""
+    _call("close_range", _syscall(_NR_CLOSE_RANGE, first, ctypes.c_uint(0xFFFFFFFF), 0))
+
+
+def parent_death_signal(number: int) -> None:
+    """PR_SET_PDEATHSIG: cleared by every later change of credentials, so set it after them."""
+    _call("PR_SET_PDEATHSIG", _prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0))
+
+
+def set_dumpable(value: int) -> None:
+    """PR_SET_DUMPABLE: 0 forbids ptrace and core dumps and gives /proc/self to root."""
+    _call("PR_SET_DUMPABLE", _prctl(_PR_SET_DUMPABLE, value, 0, 0, 0))
+
+
+def no_new_privs() -> None:
+    """PR_SET_NO_NEW_PRIVS"""
+    _call("PR_SET_NO_NEW_PRIVS", _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+
+
+def drop_capabilities() -> None:
+    """Empty the bounding, ambient, effective, permitted and inheritable sets (capabilities(7))."""
+    number = 0
+    # EINVAL past the last capability that the kernel knows; 0 to 40 in Linux 6.x.
+    while _prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) == 0:
+        number += 1
+    if number == 0:
+        _call("PR_CAPBSET_DROP", -1)
+    _call("PR_CAP_AMBIENT", _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    _call("capset", _libc.capset(header, (ctypes.c_uint32 * 6)()))
+
+
+def seccomp(program: bytes) -> None:
+    """seccomp(2): install a classic BPF program (8 bytes an instruction) for good."""
+    filter_ = _SockFprog(len(program) // 8, program)
+    _call("seccomp", _syscall(_NR_SECCOMP, _SECCOMP_SET_MODE_FILTER, 0, ctypes.byref(filter_)))
+
+
+def wipe(buffer: bytearray, size: int) -> None:
+    """Overwrite the beginning of a buffer with zeros."""
+    ctypes.memset((ctypes.c_char * size).from_buffer(buffer), 0, size)
+
+
+def limit_malloc_arenas(count: int) -> None:
+    """mallopt(3) M_ARENA_MAX: each arena of glibc reserves 64 MiB of address space."""
+    mallopt = getattr(_libc, "mallopt", None)  # musl has none and needs none
+    if mallopt is not None:
+        mallopt(ctypes.c_int(_M_ARENA_MAX), ctypes.c_int(count))
+
+
+def _call(name: str, result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+    return result

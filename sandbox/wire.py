@@ -1,0 +1,178 @@
+"""Frames between the pool and a child: bytes in, frames out, no I/O.
+
+A frame is `length (4 bytes, big endian) kind (1) token (8) JSON text (UTF-8)`; the length counts
+what follows it. The token is random per execution: stray bytes on the channel are not a frame.
+What a child sends is bytes from a stranger: size is checked before anything is kept, and
+NaN, infinities, lone surrogates, invalid UTF-8 and nesting beyond 200 are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from typing import Any, NamedTuple
+
+__all__ = [
+    "CONTEXT",
+    "DEPTH_MAX",
+    "LOG",
+    "MESSAGE_MAX_BYTES",
+    "PROBLEM",
+    "REQUEST",
+    "RESULT",
+    "SPAWN",
+    "TAKE",
+    "TOKEN_BYTES",
+    "Frame",
+    "FrameReader",
+    "ProtocolError",
+    "TooLarge",
+    "decode",
+    "encode",
+    "frame",
+]
+
+# Kinds. From the pool: the request, the context when asked. From the child: an empty CONTEXT asks.
+REQUEST, CONTEXT, LOG, RESULT, PROBLEM = b"Q", b"C", b"L", b"R", b"X"
+
+TOKEN_BYTES = 8
+DEPTH_MAX = 200  # as deep as the daemon's own JSON parser goes
+
+# Commands from the pool to a fork server, one message each; both are ours and trusted.
+MESSAGE_MAX_BYTES = 64 * 1024
+SPAWN = struct.Struct("=cII")  # b"S", number, cpu
+# b"T", number, memory bytes, cpu seconds, open files, threads, temp bytes; the path, a zero byte
+TAKE = struct.Struct("=cIQIIIQ")
+
+_LENGTH = struct.Struct("!I")
+_HEADER_BYTES = 1 + TOKEN_BYTES
+
+
+class ProtocolError(Exception):
+    """The peer sent what is not a frame of ours; the message says what, in one line."""
+
+
+class TooLarge(ProtocolError):
+    """A frame announces more bytes than allowed."""
+
+
+class Frame(NamedTuple):
+    """One frame as received; `payload` is not parsed yet."""
+
+    kind: bytes
+    token: bytes
+    payload: bytes
+
+
+class FrameReader:
+    """Cuts a stream into frames of at most `limit_bytes` of payload each."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes + _HEADER_BYTES
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """Take bytes and return the frames they complete; raises TooLarge or ProtocolError.
+
+        Never keeps more than one frame's worth of bytes beyond what was fed.
+        """
+        buffer = self._buffer
+        buffer += data
+        frames = []
+        start = 0
+        while len(buffer) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(buffer, start)
+            if length > self._limit:
+                raise TooLarge(f"a frame of {length} bytes where {self._limit} are allowed")
+            if length < _HEADER_BYTES:
+                raise ProtocolError(f"a frame of {length} bytes is too short to be one")
+            end = start + _LENGTH.size + length
+            if len(buffer) < end:
+                break
+            body = bytes(buffer[start + _LENGTH.size : end])
+            frames.append(Frame(body[:1], body[1:_HEADER_BYTES], body[_HEADER_BYTES:]))
+            start = end
+        del buffer[:start]
+        return frames
+
+
+def frame(kind: bytes, token: bytes, payload: bytes) -> bytes:
+    """One frame as bytes."""
+    return _LENGTH.pack(_HEADER_BYTES + len(payload)) + kind + token + payload
+
+
+def encode(value: Any) -> bytes:
+    """JSON text of a value; ValueError or TypeError, in words, for what JSON has no text for."""
+    _check_plain(value)
+    try:
+        return json.dumps(
+            value, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+        ).encode()
+    except UnicodeEncodeError:
+        raise ValueError("a text with a lone surrogate has no UTF-8 form") from None
+
+
+def decode(payload: bytes) -> Any:
+    """The value of JSON text from a stranger; raises ProtocolError."""
+    try:
+        value = json.loads(payload.decode(), parse_constant=_refuse, parse_float=_finite)
+    except RecursionError:
+        raise ProtocolError(f"JSON nested deeper than {DEPTH_MAX}") from None
+    except ValueError as exc:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise ProtocolError(f"not JSON: {str(exc)[:200]}") from None
+    # Without that many brackets it cannot be that deep: counting is 100 times faster than walking.
+    if payload.count(b"[") + payload.count(b"{") > DEPTH_MAX and _depth(value) > DEPTH_MAX:
+        raise ProtocolError(f"JSON nested deeper than {DEPTH_MAX}")
+    if b"\\u" in payload:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ProtocolError("not JSON: a lone surrogate") from None
+    return value
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is beyond the range of a number")
+    return value
+
+
+def _depth(value: Any) -> int:
+    depth = 0
+    level = [value]
+    while level and depth <= DEPTH_MAX:
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+        level = [item for item in inner if isinstance(item, (dict, list))]
+        depth += 1
+    return depth
+
+
+def _check_plain(value: Any) -> None:
+    """Refuse what json.dumps would quietly change (keys that are not text) or cannot end."""
+    level = [value]
+    depth = 0
+    while level:
+        depth += 1
+        if depth > DEPTH_MAX:
+            raise ValueError(f"it is nested deeper than {DEPTH_MAX} or contains itself")
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                for key in item:
+                    if not isinstance(key, str):
+                        raise TypeError(f"keys must be text, not {type(key).__name__}")
+                inner.extend(item.values())
+            elif isinstance(item, (list, tuple)):
+                inner.extend(item)
+        level = [item for item in inner if isinstance(item, (dict, list, tuple))]

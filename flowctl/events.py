@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from flowctl.options import Noun, Session, json_option
+from flowctl.options import Noun, Session, given, json_option
 from flowctl.output import cell
 
 __all__ = ["event"]
@@ -37,8 +37,7 @@ def send(session: Session, name: str, data: Any, tenant: str | None) -> None:
       flowctl event send payment.settled --data '{"order": 7}'
     """
     body = {"name": name, "data": data, "tenantId": tenant}
-    given = {key: value for key, value in body.items() if value is not None}
-    answer = session.client().send("POST", "/v1/events", given)
+    answer = session.client().send("POST", "/v1/events", given(body))
 
     def words(sent: dict[str, Any]) -> None:
         session.output.line(f"{sent.get('name')}: woke {sent.get('woken')}")

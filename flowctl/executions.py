@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from flowctl.client import segment
-from flowctl.options import Noun, Session, json_option, limit_option, live_ids
+from flowctl.options import Noun, Session, given, json_option, limit_option, live_ids
 from flowctl.output import Column, Output, cell, duration
 
 __all__ = ["execution"]
@@ -202,8 +202,7 @@ def retry(session: Session, id_: str, from_: str | None) -> None:
 
 
 def _act(session: Session, id_: str, verb: str, body: Fields) -> None:
-    given = {name: value for name, value in body.items() if value is not None}
-    answer = session.client().send("POST", f"{_path(id_)}/{verb}", given)
+    answer = session.client().send("POST", f"{_path(id_)}/{verb}", given(body))
     output: Output = session.output
     output.answer(answer, lambda now: output.line(f"{now.get('id')}: {now.get('status')}"))
 

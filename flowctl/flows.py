@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from flowctl.client import segment
-from flowctl.options import Leaf, Noun, Session, json_option, limit_option, live_ids
+from flowctl.options import Leaf, Noun, Session, given, json_option, limit_option, live_ids
 from flowctl.output import Column, Output
 from flowctl.problems import Refused, Rejected
 
@@ -220,8 +220,7 @@ def run(
         "priority": priority,
         "idempotencyKey": key,
     }
-    given = {name: value for name, value in body.items() if value is not None}
-    answer = session.client().send("POST", "/v1/executions", given)
+    answer = session.client().send("POST", "/v1/executions", given(body))
     if answer.status == 200:
         session.output.note(f"the key {key} was used before: this is the execution it started")
     if no_wait:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -19,10 +19,12 @@ from flowctl.problems import FlowctlError, ReaderGone
 
 __all__ = [
     "FORMS",
+    "NULL",
     "LazyGroup",
     "Leaf",
     "Noun",
     "Session",
+    "given",
     "json_option",
     "limit_option",
     "live_ids",
@@ -32,6 +34,9 @@ FORMS = ("table", "json", "yaml")
 REQUEST_TIMEOUT_S = 60.0  # above the longest an answer may take: a large flow on a busy disk
 COMPLETION_TIMEOUT_S = 1.0  # a person waits for the shell
 LIST_LIMIT = 100  # items a list shows unless told; a screenful or two
+
+
+NULL = object()
 
 
 class Session:
@@ -161,17 +166,28 @@ def json_option(*names: str, mapping: bool = False, help: str) -> Callable[..., 
     """An option whose value is JSON: in place, as @FILE, or `-` for stdin.
 
     `mapping` asks for an object. What cannot be read is a usage error with line and column.
+    JSON's null becomes NULL, since None says that the option was not given; `given` takes both.
     """
 
     def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
         if value is None or ctx.resilient_parsing:
             return None
         try:
-            return _json_value(value, mapping)
+            parsed = _json_value(value, mapping)
         except ValueError as exc:
             raise click.BadParameter(str(exc), ctx, param) from exc
+        return NULL if parsed is None else parsed
 
     return click.option(*names, metavar="JSON|@FILE|-", callback=callback, help=help)
+
+
+def given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A request body with the fields that were given on the command line."""
+    return {
+        name: None if value is NULL else value
+        for name, value in fields.items()
+        if value is not None
+    }
 
 
 def _json_value(value: str, mapping: bool) -> Any:

@@ -111,10 +111,12 @@ class _Progress:
             case "step.completed":
                 good = data.get("outcome", "success") in ("success", "wait")
                 taken = duration(data.get("durationMs"))
-                words = [step + _attempt(data), cell(data.get("outcome", "success")), taken or ""]
-                self._end(good, "  ".join(word for word in words if word))
+                words = [step + _attempt(data), cell(data.get("outcome", "success"))]
+                words += [cell(data["code"])] if data.get("code") else []
+                words += [taken] if taken else []
+                self._end(good, "  ".join(words))
             case "step.retry":
-                delay = duration(data.get("delayMs") or data.get("backoffMs"))
+                delay = duration(data.get("backoffMs") or None)
                 self._end(False, f"{step}  will be tried again" + (f" in {delay}" if delay else ""))
             case "step.timeout":
                 self._end(False, f"{step}  ran out of time")
@@ -159,7 +161,7 @@ def _follow(client: Client, first: Answer, deadline: float | None, progress: _Pr
             after = seq if isinstance(seq, int) else after + 1
             progress.show(event)
             if event.get("type") == "execution.waiting":
-                _tell_wait(client.get(path).fields(), told, progress)
+                _tell_wait(event, client.get(path).fields(), told, progress)
             elif str(event.get("type")).rpartition(".")[2] in ENDED:
                 progress.clear()
         answer = client.get(path)
@@ -173,8 +175,10 @@ def _follow(client: Client, first: Answer, deadline: float | None, progress: _Pr
     return answer
 
 
-def _tell_wait(execution: Fields, told: set[tuple[Any, ...]], progress: _Progress) -> None:
-    """Say once what a wait is for, and how to end it when a person can."""
+def _tell_wait(
+    event: Fields, execution: Fields, told: set[tuple[Any, ...]], progress: _Progress
+) -> None:
+    """Say once what a wait is for, and how to end it when that is for a person to do."""
     if execution.get("status") != "waiting":
         return  # an older wait, read again from the stream
     step, wake_at = execution.get("currentStepId"), execution.get("wakeAt")
@@ -188,7 +192,9 @@ def _tell_wait(execution: Fields, told: set[tuple[Any, ...]], progress: _Progres
     text = f"waiting at step {cell(step)}"
     text += f" for {cell(reason)}" if reason else ""
     text += f", until {cell(wake_at)}" if wake_at else ""
-    if token or not wake_at:
+    data = event.get("data")
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if token or kind in ("signal", "event"):
         command = f"flowctl execution resume {cell(execution.get('id'))}"
         text += f"\nresume it with: {command}" + (f" --token {cell(token)}" if token else "")
     progress.output.note(text)

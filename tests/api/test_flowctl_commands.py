@@ -332,6 +332,20 @@ POST_CASES = [
         "01abc: running\n",
     ),
     (
+        ["execution", "resume", "01abc", "--data", "null"],
+        "/v1/executions/01abc/resume",
+        {"data": None},
+        {**EXECUTION, "status": "running"},
+        "01abc: running\n",
+    ),
+    (
+        ["execution", "resume", "01abc"],
+        "/v1/executions/01abc/resume",
+        {},
+        {**EXECUTION, "status": "running"},
+        "01abc: running\n",
+    ),
+    (
         ["execution", "retry", "01abc", "--from", "charge"],
         "/v1/executions/01abc/retry",
         {"fromStepId": "charge"},

@@ -129,8 +129,8 @@ def test_wait_is_told_once_with_the_command_that_ends_it(daemon):
     daemon.stream(
         EVENTS,
         [
-            event(1, "execution.waiting", "approve"),
-            event(2, "execution.waiting", "approve"),
+            event(1, "execution.waiting", "approve", kind="signal"),
+            event(2, "execution.waiting", "approve", kind="signal"),
             event(3, "execution.completed"),
         ],
     )
@@ -142,11 +142,21 @@ def test_wait_is_told_once_with_the_command_that_ends_it(daemon):
     )
 
 
-def test_timed_wait_is_told_without_a_command(daemon):
-    daemon.on("GET", ONE, now("waiting", wakeAt="2026-11-24T00:00:00.000Z"))
+WAITS = [
+    ("time", "2026-11-24T00:00:00.000Z", ", until 2026-11-24T00:00:00.000Z\n"),
+    ("child", None, "\n"),
+    ("signal", None, "\nresume it with: flowctl execution resume 01abc\n"),
+    ("event", None, "\nresume it with: flowctl execution resume 01abc\n"),
+]
+
+
+@pytest.mark.parametrize(("kind", "wake_at", "told"), WAITS)
+def test_only_a_wait_that_a_person_can_end_is_told_with_a_command(daemon, kind, wake_at, told):
+    daemon.on("GET", ONE, now("waiting", wakeAt=wake_at))
     daemon.on("GET", ONE, now("completed"))
-    daemon.stream(EVENTS, [event(1, "execution.waiting", "a"), event(2, "execution.completed")])
-    assert flowctl("run", "order").err == "waiting at step a, until 2026-11-24T00:00:00.000Z\n"
+    waiting = event(1, "execution.waiting", "a", kind=kind)
+    daemon.stream(EVENTS, [waiting, event(2, "execution.completed")])
+    assert flowctl("run", "order").err == f"waiting at step a{told}"
 
 
 def test_wait_that_is_over_is_not_told(daemon):
@@ -184,8 +194,8 @@ STEPS = [
     event(2, "step.started", "a", attempt=0),
     event(3, "step.completed", "a", attempt=0, outcome="success", durationMs=12),
     event(4, "step.started", "b\x1b]0;x\a", attempt=1),
-    event(5, "step.retry", "b\x1b]0;x\a", attempt=1, delayMs=2000),
-    event(6, "step.completed", "b", attempt=2, outcome="failure", durationMs=3400),
+    event(5, "step.retry", "b\x1b]0;x\a", attempt=1, backoffMs=2000),
+    event(6, "step.completed", "b", attempt=2, outcome="failure", code="NO", durationMs=3400),
     event(7, "execution.completed"),
 ]
 
@@ -197,7 +207,7 @@ def test_steps_are_shown_on_a_terminal_without_handing_it_over(daemon, monkeypat
     assert flowctl("run", "order", tty=True).err == (
         "✓ a  success  12 ms\n"
         "✗ b\\e]0;x\\x07  will be tried again in 2.0 s\n"
-        "✗ b (try 3)  failure  3.4 s\n"
+        "✗ b (try 3)  failure  NO  3.4 s\n"
     )
 
 

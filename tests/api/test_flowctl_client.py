@@ -161,3 +161,25 @@ def test_cursor_that_never_ends_stops_at_an_empty_page(daemon):
     daemon.on("GET", "/v1/flows?limit=100", {"items": [], "nextCursor": "again"})
     assert flowctl("flow", "list", "--no-headers").out == ""
     assert len(daemon.requests) == 1
+
+
+def test_refusal_that_comes_before_the_body_was_read_is_still_read(tmp_path):
+    path = str(tmp_path / "s")
+    text = b'{"status": 413, "code": "TOO_LARGE", "detail": "cannot take it: over 10 MiB"}'
+    head = b"HTTP/1.1 413 Too Large\r\nContent-Length: %d\r\n\r\n" % len(text)
+
+    def serve():
+        peer, _ = listener.accept()
+        with peer:
+            assert peer.recv(100)
+            peer.sendall(head + text)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        big = f'{{"x": "{"x" * 5_000_000}"}}'.encode()
+        result = flowctl("run", "f", "--context", "-", "--socket", path, stdin=big)
+        thread.join()
+    assert (result.code, result.err) == (5, "flowctl: cannot take it: over 10 MiB (TOO_LARGE)\n")

@@ -28,6 +28,8 @@ __all__ = ["PYTHON_DEFAULT", "Child", "Ended", "ForkServer", "ServerFailed"]
 
 # A spawn takes 3 ms and a take 0.1 ms; on a machine this far behind nothing else works either.
 _PATIENCE_S = 10.0
+# A fork beside a short execution on two cores doubles its time; who waits is served at once.
+_REFILL_AFTER_S = 0.005
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.05, 5.0
 _FAILURES_MAX = 3  # deaths in a row without one child: callers are told, tries go on
 _BOOT = (
@@ -100,6 +102,7 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._relaunch: asyncio.TimerHandle | None = None
+        self._refill: asyncio.TimerHandle | None = None
         self._failures = 0
         self._closed = False
         self._number = 0
@@ -186,20 +189,24 @@ class ForkServer:
         finally:
             self._takes.pop(child.number, None)
 
-    def fill(self) -> None:
-        """Have as many children waiting as the settings say."""
-        self._fill()
+    def refill_soon(self) -> None:
+        """Replace the child that was taken, once the execution has had the machine to itself."""
+        if self._refill is None:
+            self._refill = self._loop.call_later(_REFILL_AFTER_S, self._fill)
 
     def close(self) -> None:
         """Kill the server and with it all its children; does not wait for their end."""
         self._closed = True
-        if self._relaunch:
-            self._relaunch.cancel()
+        for timer in (self._relaunch, self._refill):
+            if timer is not None:
+                timer.cancel()
         self._lost()
 
     # --- inside ------------------------------------------------------------------------------
 
     def _fill(self) -> None:
+        """Have as many children waiting as the settings say, and one for each who waits."""
+        self._refill = None
         if self._control is None:
             return
         target = self._spares + len(self._waiting)

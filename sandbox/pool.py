@@ -170,7 +170,7 @@ class Pool:
             try:
                 temp = call.policy.filesystem == "temp"
                 await server.take(child, call.package_dir, call.limits, temp)
-                server.fill()
+                server.refill_soon()
             except ServerFailed as exc:
                 self._discard(child)
                 if not child.ended.done():

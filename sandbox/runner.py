@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import mmap
 import os
 import sys
 import threading
@@ -31,15 +32,14 @@ _BALLAST_BYTES = 1024 * 1024  # given back when memory is short, so that it can 
 def serve(channel_fd: int) -> None:
     """Serve one request on the channel and end the process. Never returns."""
     channel = _Channel(channel_fd)
+    raw = _redirect_output(channel)
+    ballast = mmap.mmap(-1, _BALLAST_BYTES)  # not touched: address space only
     request = channel.receive_request()
-    ballast = bytearray(_BALLAST_BYTES)
     try:
-        try:
-            problem = _execute(channel, request)
-        except MemoryError:
-            problem = ("memory", "the handler ran out of memory")
-    finally:
-        del ballast
+        problem = _execute(channel, request, raw)
+    except MemoryError:
+        problem = ("memory", "the handler ran out of memory")
+        ballast.close()
     if problem is not None:
         channel.send(wire.PROBLEM, b'{"ending":"%s","message":%s}' % _quoted(*problem))
     os._exit(0)
@@ -104,7 +104,7 @@ class _Channel:
 
     def _receive(self) -> wire.Frame:
         while True:
-            data = self._read(self._fd, 1024 * 1024)
+            data = self._read(self._fd, 128 * 1024)
             if not data:
                 os._exit(0)
             if frames := self._reader.feed(data):
@@ -143,9 +143,10 @@ class _Lines(io.RawIOBase):
         self._channel.log(self._stream, None, line.decode("utf-8", "replace"), {})
 
 
-def _execute(channel: _Channel, request: dict[str, Any]) -> tuple[str, str] | None:
+def _execute(
+    channel: _Channel, request: dict[str, Any], raw: list[_Lines]
+) -> tuple[str, str] | None:
     """Run the handler and send its result; or say which ending it came to instead."""
-    raw = _redirect_output(channel)
     context = Context(
         request,
         lambda level, message, fields: channel.log("log", level, message, fields),

@@ -140,7 +140,10 @@ class _Server:
                 self._watch_memory()
 
     def _command(self) -> None:
-        size = self._control.recv_into(self._buffer)
+        try:
+            size = self._control.recv_into(self._buffer)
+        except ConnectionResetError:
+            size = 0  # the pool closed with answers unread
         if size == 0:
             os._exit(0)  # the pool is gone; every child dies with this process
         kind = self._buffer[0]

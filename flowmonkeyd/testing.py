@@ -2,20 +2,25 @@
 when told (contract section 7).
 
 For people who test their flows and handlers, and for our own tests. Handlers are Python callables
-`(input, ctx)`, plain or async, run in this process and only here; everything else is the daemon's own:
-store, engine, built-in steps. Nothing sleeps: `run` and `settle` do what can be done and return.
+`(input, ctx)`, plain or async, run in this process and only here; everything else is the daemon's
+own: store, engine, built-in steps. Nothing sleeps: `run` and `settle` do what can be done and
+return.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
+import inspect
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from flowmonkeyd import jsontext
 from flowmonkeyd.clock import RandomIds
 from flowmonkeyd.documents import selectors
 from flowmonkeyd.documents.flow import flow_digest, parse_flow, parse_text
@@ -38,8 +43,11 @@ from flowmonkeyd.model import (
     Timeouts,
     WaitKind,
 )
+from flowmonkeyd.replies import result_of
 from flowmonkeyd.store import Store, executions, history, ledger, waits
 from flowmonkeyd.store.executions import Record
+from sandbox import Ending, Reply
+from sandbox.ctx import Context
 
 __all__ = ["FlowHarness", "ManualClock", "Run"]
 
@@ -109,7 +117,7 @@ class FlowHarness:
         self,
         kind: type[BaseException] | None,
         exc: BaseException | None,
-        traceback: TracebackType | None,
+        trace: TracebackType | None,
     ) -> None:
         await self._stop()
         if self._directory is not None:
@@ -133,7 +141,7 @@ class FlowHarness:
         await self._stop()
         await self._start()
 
-    # --- what a test does --------------------------------------------------------------------------
+    # --- what a test does ----------------------------------------------------------------------
 
     def apply(self, flow: Mapping[str, Any] | str) -> Flow:
         """Apply a flow document (a mapping, or JSON or YAML text).
@@ -308,7 +316,7 @@ class FlowHarness:
         if not task.context_complete:
             context = (await self.get(task.execution_id)).context
         given = selectors.resolve(task.step.input, context)
-        reply = await call_in_process(self._handlers[task.handler_type], task, given, context)
+        reply = await _in_process(self._handlers[task.handler_type], task, given, context)
         return result_of(reply, self.clock.now_ms())
 
     async def _wait_of(self, execution_id: str) -> waits.WaitRow | None:
@@ -317,6 +325,38 @@ class FlowHarness:
 
     async def _key(self, execution_id: str) -> int:
         return (await self.engine.get(execution_id)).key
+
+
+async def _in_process(
+    handler: Handler, task: Task, given: Any, context: Mapping[str, Any]
+) -> Reply:
+    """Call a handler as the sandbox's runner would, and pass its answer through JSON as a frame."""
+    request = {
+        "has_input": given is not NO_VALUE,
+        "execution_id": task.execution_id,
+        "flow_id": task.flow_id,
+        "step_id": task.step.id,
+        "attempt": task.attempt,
+        "tenant_id": task.tenant_id,
+        "task_id": task.id,
+        "config": copy.deepcopy(dict(task.step.config)),
+        "secrets": {},
+    }
+    ctx = Context(request, lambda *_: None, lambda: copy.deepcopy(dict(context)))
+    try:
+        returned = handler(None if given is NO_VALUE else given, ctx)
+        if inspect.isawaitable(returned):
+            returned = await returned
+        answer = ctx.finished(returned)
+    except Exception as exc:
+        message = f"{type(exc).__name__}: {exc}"
+        trace = "".join(traceback.format_exception(exc))[-16_384:]
+        answer = ctx.failure("HANDLER_ERROR", message, details={"traceback": trace}).value
+        answer = ctx.collected(answer)
+    try:
+        return Reply(Ending.RESULT, jsontext.loads(jsontext.dumps(answer)))
+    except ValueError as exc:
+        return Reply(Ending.PROTOCOL, message=f"the handler's result is not JSON: {exc}")
 
 
 def _run(record: Record, created: bool = True) -> Run:

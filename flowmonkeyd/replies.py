@@ -1,0 +1,130 @@
+"""A sandbox's reply as a task's result: pure.
+
+What comes from a handler is bytes from a stranger. The sandbox has parsed them; here they become a
+result only when every part has the right shape, else the attempt ends with `INVALID_RESULT`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from flowmonkeyd import jsontext
+from flowmonkeyd.model import NO_VALUE, Outcome, StepError, TaskResult, Wait, WaitKind
+from sandbox.model import Ending, Reply
+
+__all__ = ["result_of"]
+
+_ERRORS = {
+    Ending.TIMEOUT: "TIMEOUT",
+    Ending.MEMORY: "MEMORY_LIMIT",
+    Ending.CPU: "CPU_LIMIT",
+    Ending.OUTPUT: "OUTPUT_TOO_LARGE",
+    Ending.CRASH: "HANDLER_CRASHED",
+    Ending.PROTOCOL: "INVALID_RESULT",
+    Ending.UNAVAILABLE: "SANDBOX_UNAVAILABLE",
+}
+
+
+def result_of(reply: Reply, now_ms: int) -> TaskResult:
+    """The result a reply amounts to. Pure."""
+    usage = {
+        "peakMemoryBytes": reply.usage.peak_memory_bytes,
+        "cpuMs": reply.usage.cpu_ms,
+    }
+    if reply.ending is not Ending.RESULT or reply.result is None:
+        retryable = reply.ending is not Ending.UNAVAILABLE
+        error = StepError(_ERRORS.get(reply.ending, "INVALID_RESULT"), reply.message, retryable)
+        result = TaskResult(Outcome.ERROR, error=error)
+    else:
+        try:
+            result = _result(reply.result, now_ms)
+        except (KeyError, TypeError, ValueError) as exc:
+            error = StepError("INVALID_RESULT", f"the handler's answer is not a result: {exc}")
+            result = TaskResult(Outcome.ERROR, error=error)
+    return replace(result, duration_ms=reply.usage.wall_ms, usage=usage, worker_id="sandbox")
+
+
+def _result(answer: Mapping[str, Any], now_ms: int) -> TaskResult:
+    jsontext.size_bytes(answer)  # ValueError for text that is no Unicode, such as a lone surrogate
+    emitted = tuple((str(name), data) for name, data in answer.get("emitted", ()))
+    outcome = answer["outcome"]
+    if outcome == "success":
+        return TaskResult(
+            Outcome.SUCCESS,
+            output=answer.get("output", NO_VALUE),
+            next_step=_next(answer),
+            updates=_object(answer.get("updates", {}), "updates"),
+            emitted=emitted,
+        )
+    if outcome == "failure":
+        error = _object(answer["error"], "error")
+        return TaskResult(
+            Outcome.FAILURE,
+            error=StepError(
+                _text(error["code"], 200),
+                _text(error["message"], 16_384),
+                error.get("retryable", True) is not False,
+                error.get("details"),
+            ),
+            next_step=_next(answer),
+            emitted=emitted,
+        )
+    if outcome == "wait":
+        wait = _wait(_object(answer["wait"], "wait"), now_ms)
+        return TaskResult(Outcome.WAIT, wait=wait, emitted=emitted)
+    raise ValueError(f"unknown outcome {outcome!r:.100}")
+
+
+def _wait(wait: Mapping[str, Any], now_ms: int) -> Wait:
+    wake_at_ms = None
+    if wait.get("durationMs") is not None:
+        duration_ms = wait["durationMs"]
+        if isinstance(duration_ms, bool) or not isinstance(duration_ms, int | float):
+            raise TypeError("durationMs is not a number")
+        if not 0 <= duration_ms < 2**47:
+            raise ValueError("durationMs is out of range")
+        wake_at_ms = now_ms + int(duration_ms)
+    elif wait.get("until") is not None:
+        wake_at_ms = _moment(wait["until"])
+    reason = None if wait.get("reason") is None else _text(wait["reason"], 1000)
+    if wait.get("event") is not None:
+        event = _text(wait["event"], 200)
+        filters = wait.get("filter")
+        if filters is not None:
+            filters = _object(filters, "filter")
+        return Wait(WaitKind.EVENT, wake_at_ms, reason, event, filters)
+    kind = WaitKind.SIGNAL if wake_at_ms is None else WaitKind.TIME
+    return Wait(kind, wake_at_ms, reason)
+
+
+def _moment(until: Any) -> int:
+    if isinstance(until, str):
+        moment = datetime.fromisoformat(until)
+        if moment.tzinfo is None:
+            raise ValueError("`until` has no time zone")
+        return int(moment.timestamp() * 1000)
+    if isinstance(until, bool) or not isinstance(until, int | float):
+        raise TypeError("`until` is neither a time nor milliseconds")
+    return int(until)
+
+
+def _next(answer: Mapping[str, Any]) -> Any:
+    following = answer.get("next", NO_VALUE)
+    if following is None or following is NO_VALUE or isinstance(following, str):
+        return following
+    raise TypeError("`next` is not a step id")
+
+
+def _object(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{what} is not an object")
+    return value
+
+
+def _text(value: Any, longest: int) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a text is missing")
+    return value[:longest]

@@ -1,0 +1,1 @@
+"""Container images for stateful handlers: planned here, built by a later part."""

@@ -96,7 +96,7 @@ class _Channel:
         try:
             payload = wire.encode(line)
         except (TypeError, ValueError):
-            payload = wire.encode({**line, "fields": {k: repr(v) for k, v in fields.items()}})
+            payload = wire.encode({**line, "fields": {k: _plain(v) for k, v in fields.items()}})
         self._log_left -= len(payload)
         if len(payload) > 2 * LOG_LINE_MAX_BYTES + 1024:
             payload = wire.encode({**line, "fields": {"truncated": True}})
@@ -240,6 +240,14 @@ def _without_ours(exc: BaseException) -> Any:
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
     return trace
+
+
+def _plain(value: Any) -> Any:
+    try:
+        wire.encode(value)
+    except (TypeError, ValueError):
+        return repr(value).encode("utf-8", "replace").decode()
+    return value
 
 
 def _cut(text: str, size_bytes: int) -> str:

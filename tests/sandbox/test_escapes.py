@@ -1,0 +1,85 @@
+"""Hostile handlers: nothing of `attacks.py` succeeds, as root or as an ordinary user."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from attacks import ATTACKS, FATAL, run_attack
+
+import sandbox
+from sandbox import ALL_LAYERS, Pool, PoolSettings
+from sandbox.forkserver import PYTHON_DEFAULT
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+_root_only = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+_UID = 65534
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def open_pool():
+    """A pool without any layer: here attacks succeed."""
+    everything = frozenset(ALL_LAYERS)
+    settings = PoolSettings(slots=1, required_layers=frozenset(), without=everything)
+    pool = Pool(settings)
+    await pool.start()
+    yield pool
+    await pool.close()
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+async def test_attack_gets_nothing(pool, tmp_path, attack):
+    outcome = await run_attack(pool, tmp_path, attack)
+    assert outcome["succeeded"] is False, f"{attack.success}: {outcome}"
+
+
+@pytest.mark.parametrize("attack", FATAL, ids=lambda attack: attack.name)
+async def test_foreign_system_call_kills(pool, tmp_path, attack):
+    outcome = await run_attack(pool, tmp_path, attack)
+    assert outcome.get("ending") == "crash", f"{attack.success}: {outcome}"
+
+
+@_root_only
+@pytest.mark.parametrize("attack", [a for a in ATTACKS if a.open], ids=lambda attack: attack.name)
+async def test_attack_is_a_real_one(open_pool, tmp_path, attack):
+    """The same code succeeds where no layer stands in its way."""
+    if attack.policy.filesystem == "temp":
+        attack = attack._replace(policy=sandbox.Policy())
+    outcome = await run_attack(open_pool, tmp_path, attack)
+    assert outcome["succeeded"] is True, outcome
+
+
+@_root_only
+async def test_attacks_get_nothing_from_an_ordinary_user(tmp_path):
+    """The whole battery once more, by a pool that an unprivileged account started."""
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv is not installed: the run as an ordinary user is NOT tested")
+    import pyseccomp
+
+    project = Path("/tmp") / f"sandbox-as-user-{os.getpid()}"  # its folders are open to the account
+    try:
+        shutil.copytree(Path(sandbox.__file__).parent, project / "sandbox")
+        shutil.copy(pyseccomp.__file__, project / "pyseccomp.py")
+        shutil.copy(Path(__file__).with_name("attacks.py"), project / "attacks.py")
+        for path in [project, *project.rglob("*")]:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        account = [f"--reuid={_UID}", f"--regid={_UID}", "--clear-groups"]
+        done = subprocess.run(
+            ["setpriv", *account, PYTHON_DEFAULT, "-B", "attacks.py"],
+            cwd=project,
+            env={"PYTHONPATH": str(project)},
+            capture_output=True,
+            timeout=60,
+        )
+    finally:
+        shutil.rmtree(project)
+    assert done.returncode == 0, done.stderr.decode()
+    report = json.loads(done.stdout)
+    assert all(report["layers"].values()), report["layers"]
+    succeeded = {n: o for n, o in report["outcomes"].items() if o["succeeded"] is not False}
+    assert succeeded == {}

@@ -1,0 +1,1 @@
+"""HTTP over the Unix socket: one route table, wire models, thin functions."""

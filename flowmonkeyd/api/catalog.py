@@ -1,0 +1,142 @@
+"""Flows and handlers: apply, publish, list, show, yank."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from flowmonkeyd.api import wire
+from flowmonkeyd.api.requests import (
+    Api,
+    Unsupported,
+    answer,
+    bounded,
+    cursor,
+    page_of,
+    peer,
+    read_body,
+    read_json,
+)
+from flowmonkeyd.documents.text import parse_text
+from flowmonkeyd.documents.versions import is_version, newest, sort_key
+from flowmonkeyd.errors import Invalid, NotFound
+from flowmonkeyd.store import catalog
+
+__all__ = [
+    "apply_flow",
+    "list_flows",
+    "list_handlers",
+    "publish",
+    "show_flow",
+    "show_handler",
+    "yank",
+]
+
+YAML = ("application/yaml", "application/x-yaml", "text/yaml")
+ZIP = ("application/zip", "application/octet-stream")
+
+
+async def apply_flow(api: Api, request: Request) -> Response:
+    """Apply a flow document, JSON or YAML: 201 new, 200 unchanged, 409 other content."""
+    if _media_type(request) in YAML:
+        body = await read_body(request, api.settings.api.bodyBytesMax)
+        document = parse_text(body)
+    else:
+        document = await read_json(request, api)
+        if not isinstance(document, dict):
+            raise Invalid("cannot accept the flow: the document must be an object")
+    applied = await api.engine.apply_flow(document, peer(request))
+    shown = {
+        **wire.flow_json(applied.row, document=True),
+        "created": applied.created,
+        "warnings": wire.problems_json(applied.warnings),
+    }
+    return answer(shown, 201 if applied.created else 200)
+
+
+async def list_flows(api: Api, request: Request) -> Response:
+    """Flow versions in the order they were applied."""
+    limit, after = bounded(request), page_of(request) or 0
+    rows = await api.engine.store.read(lambda c: catalog.list_flows(c, after, limit + 1))
+    more = cursor(rows[limit - 1].key) if len(rows) > limit else None
+    return answer({"items": [wire.flow_json(row) for row in rows[:limit]], "nextCursor": more})
+
+
+async def show_flow(api: Api, request: Request) -> Response:
+    """A flow version with its document; without a version, the newest."""
+    flow_id = request.path_params["id"]
+    version = request.path_params.get("version")
+    store = api.engine.store
+    if version is None:
+        version = newest(await store.read(lambda c: catalog.flow_versions(c, flow_id)), None)
+    wanted = version or ""
+    row = await store.read(lambda c: catalog.flow_row(c, flow_id, wanted))
+    if row is None:
+        name = f"{flow_id}@{wanted}" if wanted else flow_id
+        raise NotFound(f"no flow {name!r}", code="FLOW_NOT_FOUND")
+    return answer(wire.flow_json(row, document=True))
+
+
+async def publish(api: Api, request: Request) -> Response:
+    """Publish a handler package (a ZIP): 201 new, 200 identical, 409 other content."""
+    kind = _media_type(request)
+    if kind not in ZIP:
+        raise Unsupported(f"cannot read {kind!r}: send application/zip")
+    body = await read_body(request, api.settings.api.bodyBytesMax)
+    received = await asyncio.to_thread(api.packages.receive, body)
+    manifest = received.manifest
+    row, created = await api.engine.publish(
+        manifest.type,
+        manifest.version,
+        received.digest,
+        received.manifest_json,
+        received.size_bytes,
+        peer(request),
+    )
+    shown = {**wire.handler_json(row), "created": created, "warnings": []}
+    return answer(shown, 201 if created else 200)
+
+
+async def list_handlers(api: Api, request: Request) -> Response:
+    """Handler versions in the order they were published."""
+    limit, after = bounded(request), page_of(request) or 0
+    rows = await api.engine.store.read(lambda c: catalog.list_handlers(c, after, limit + 1))
+    more = cursor(rows[limit - 1].key) if len(rows) > limit else None
+    return answer({"items": [wire.handler_json(r) for r in rows[:limit]], "nextCursor": more})
+
+
+async def show_handler(api: Api, request: Request) -> Response:
+    """A handler version; without a version, all of them, newest first."""
+    handler_type, version = _name(request.path_params["name"])
+    store = api.engine.store
+    if version is not None:
+        row = await store.read(lambda c: catalog.handler_row(c, handler_type, version))
+        if row is None:
+            raise NotFound(f"no handler {handler_type}@{version}", code="HANDLER_NOT_FOUND")
+        return answer(wire.handler_json(row))
+    rows = await store.read(lambda c: catalog.handler_versions(c, handler_type))
+    if not rows:
+        raise NotFound(f"no handler {handler_type!r}", code="HANDLER_NOT_FOUND")
+    rows.sort(key=lambda row: sort_key(row.version), reverse=True)
+    return answer({"items": [wire.handler_json(row) for row in rows], "nextCursor": None})
+
+
+async def yank(api: Api, request: Request) -> Response:
+    """No new execution takes this version; those that have it go on."""
+    handler_type, version = _name(request.path_params["name"])
+    if version is None:
+        raise NotFound(f"no handler version in {request.path_params['name']!r}")
+    row = await api.engine.yank(handler_type, version, peer(request))
+    return answer(wire.handler_json(row))
+
+
+def _name(path: str) -> tuple[str, str | None]:
+    """`acme/resize/1.2.0` and `acme%2Fresize/1.2.0` (decoded) are a type and a version."""
+    head, _, tail = path.rpartition("/")
+    return (head, tail) if head and is_version(tail) else (path, None)
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -1,0 +1,92 @@
+"""Who waits for what has been committed: the ends of executions, and followers of the tables.
+
+A follower holds the seq it has seen and reads the tables on each wake-up, so a slow reader costs
+nothing but its own lateness, and nothing is told that is not committed. Nothing here polls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from flowmonkeyd import jsontext
+from flowmonkeyd.store import Committed
+
+__all__ = ["Feed"]
+
+# A blank line now and then tells a quiet stream from a dead one.
+HEARTBEAT_S = 15.0
+
+Rows = list[dict[str, Any]]
+
+
+class Feed:
+    """`committed()` is told of every commit; `close()` ends every stream and wait."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+        self._waiters: dict[str, list[asyncio.Future[None]]] = {}
+        self._closed = False
+
+    def committed(self, hints: Committed) -> None:
+        for execution_id in hints.ended:
+            for waiter in self._waiters.pop(execution_id, ()):
+                if not waiter.done():
+                    waiter.set_result(None)
+        if hints.events:
+            self._wake()
+
+    def close(self) -> None:
+        """The daemon drains: streams and waits end now."""
+        self._closed = True
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+        self._wake()
+
+    def expect_end(self, execution_id: str) -> asyncio.Future[None]:
+        """A future that is done once the execution has ended from now on, or the daemon drains."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._closed:
+            waiter.set_result(None)
+        else:
+            self._waiters.setdefault(execution_id, []).append(waiter)
+        return waiter
+
+    def forget(self, execution_id: str, waiter: asyncio.Future[None]) -> None:
+        """The caller no longer waits."""
+        waiters = self._waiters.get(execution_id)
+        if waiters and waiter in waiters:
+            waiters.remove(waiter)
+            if not waiters:
+                del self._waiters[execution_id]
+
+    async def follow(
+        self,
+        read: Callable[[int], Awaitable[Rows]],
+        after: int,
+        is_over: Callable[[], Awaitable[bool]] | None = None,
+    ) -> AsyncIterator[bytes]:
+        """NDJSON lines of the rows `read(after)` gives, for ever or until `is_over()`.
+
+        `is_over` is asked before the read that finds nothing more, so the last rows are never lost.
+        """
+        while True:
+            changed = self._changed
+            over = self._closed or (is_over is not None and await is_over())
+            while rows := await read(after):
+                after = rows[-1]["seq"]
+                yield b"".join(jsontext.dumps(row).encode() + b"\n" for row in rows)
+            if over:
+                return
+            try:
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await changed.wait()
+            except TimeoutError:
+                yield b"\n"
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,0 +1,161 @@
+"""The API as one table: method, path, function, request and response model, summary.
+
+The routes and the OpenAPI document are made from it, so what is served and what is described cannot
+differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.requests import Request
+from starlette.responses import Response
+
+from flowmonkeyd import __version__
+from flowmonkeyd.api import catalog, executions, operations, wire
+from flowmonkeyd.api.requests import Api, answer
+
+__all__ = ["ROUTES", "Route", "openapi"]
+
+Function = Callable[[Api, Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`path` is as Starlette reads it; `{name:path}` takes slashes."""
+
+    method: str
+    path: str
+    function: Function
+    summary: str
+    request: type[BaseModel] | str | None = None
+    response: type[BaseModel] | None = None
+    query: tuple[str, ...] = ()
+
+
+async def describe(api: Api, request: Request) -> Response:
+    """This description."""
+    return answer(openapi())
+
+
+PAGE = ("limit", "cursor")
+STREAM = ("after", "follow", *PAGE)
+E = wire.ExecutionShape
+
+ROUTES: tuple[Route, ...] = (
+    Route("POST", "/v1/executions", executions.create, "Start an execution",
+          wire.ExecutionBody, E, ("waitMs",)),
+    Route("GET", "/v1/executions/{id}", executions.show, "Show an execution", None, E,
+          ("waitMs",)),
+    Route("POST", "/v1/executions:batch", executions.create_batch,
+          "Start many executions, all or none", "list of ExecutionBody", None, ("view",)),
+    Route("GET", "/v1/executions", executions.list_executions, "List executions, newest first",
+          None, None, ("status", "flow", "tenant", "since", "parent", *PAGE)),
+    Route("GET", "/v1/executions/{id}/history", executions.history_of, "Finished attempts",
+          None, None, PAGE),
+    Route("GET", "/v1/executions/{id}/logs", executions.logs, "Log lines", None, None, STREAM),
+    Route("GET", "/v1/executions/{id}/events", executions.execution_events,
+          "Events of an execution", None, None, STREAM),
+    Route("POST", "/v1/executions/{id}/cancel", executions.cancel,
+          "Cancel an execution and its children", wire.CancelBody, E),
+    Route("POST", "/v1/executions/{id}/resume", executions.resume, "End an execution's wait",
+          wire.ResumeBody, E),
+    Route("POST", "/v1/executions/{id}/retry", executions.retry,
+          "Run a failed or cancelled execution on", wire.RetryBody, E),
+    Route("POST", "/v1/events", executions.send_event, "Wake what waits for an event",
+          wire.EventBody),
+    Route("GET", "/v1/events", executions.events, "Everything that happens, in order", None, None,
+          STREAM),
+    Route("PUT", "/v1/flows", catalog.apply_flow, "Apply a flow document", "a flow document",
+          wire.FlowShape),
+    Route("GET", "/v1/flows", catalog.list_flows, "List flow versions", None, None, PAGE),
+    Route("GET", "/v1/flows/{id}", catalog.show_flow, "Show the newest version of a flow", None,
+          wire.FlowShape),
+    Route("GET", "/v1/flows/{id}/{version}", catalog.show_flow, "Show a flow version", None,
+          wire.FlowShape),
+    Route("PUT", "/v1/handlers", catalog.publish, "Publish a handler package",
+          "a package (application/zip)", wire.HandlerShape),
+    Route("GET", "/v1/handlers", catalog.list_handlers, "List handler versions", None, None, PAGE),
+    Route("POST", "/v1/handlers/{name:path}/yank", catalog.yank, "Yank a handler version", None,
+          wire.HandlerShape),
+    Route("GET", "/v1/handlers/{name:path}", catalog.show_handler,
+          "Show a handler version (type/version) or all versions (type)", None,
+          wire.HandlerShape),
+    Route("GET", "/v1/queue", operations.queue, "Depth of the queue", None, wire.QueueShape),
+    Route("GET", "/v1/health", operations.health, "Whether the daemon is ready", None,
+          wire.HealthShape),
+    Route("GET", "/v1/version", operations.version, "Versions of the daemon and its API"),
+    Route("GET", "/v1/openapi.json", describe, "This description"),
+    Route("GET", "/metrics", operations.metrics, "Prometheus text"),
+)  # fmt: skip
+
+
+def openapi() -> dict[str, Any]:
+    """The OpenAPI 3.1 document of the table."""
+    models: set[type[BaseModel]] = {wire.ProblemShape, wire.ExecutionBody}
+    for route in ROUTES:
+        models |= {m for m in (route.request, route.response) if isinstance(m, type)}
+    ordered = sorted(models, key=lambda model: model.__name__)
+    _, schemas = models_json_schema(
+        [(model, "validation") for model in ordered], ref_template="#/components/schemas/{model}"
+    )
+    paths: dict[str, Any] = {}
+    for route in ROUTES:
+        path = route.path.replace(":path}", "}")
+        paths.setdefault(path, {})[route.method.lower()] = _operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "FlowMonkey", "version": __version__},
+        "paths": paths,
+        "components": {"schemas": schemas["$defs"]},
+    }
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    names = [part[1:-1].removesuffix(":path") for part in route.path.split("/") if part[:1] == "{"]
+    text = {"type": "string"}
+    operation: dict[str, Any] = {
+        "operationId": f"{route.method.lower()}_{route.function.__name__}_{len(names)}",
+        "summary": route.summary,
+        "parameters": [
+            *({"name": n, "in": "path", "required": True, "schema": text} for n in names),
+            *({"name": n, "in": "query", "schema": text} for n in route.query),
+        ],
+        "responses": {
+            "2XX": {"description": "done", **_content(route.response)},
+            "default": {
+                "description": "refused",
+                "content": {"application/problem+json": {"schema": _ref(wire.ProblemShape)}},
+            },
+        },
+    }
+    if route.request is not None:
+        operation["requestBody"] = _request_body(route.request)
+    return operation
+
+
+def _request_body(request: type[BaseModel] | str) -> dict[str, Any]:
+    if isinstance(request, type):
+        return {"required": True, **_content(request)}
+    if request.startswith("list"):
+        items = {"type": "array", "items": _ref(wire.ExecutionBody)}
+        return {"required": True, "content": {"application/json": {"schema": items}}}
+    kind = "application/zip" if "zip" in request else "application/json"
+    schema = {} if kind == "application/zip" else {"type": "object"}
+    content = {kind: {"schema": schema}}
+    if kind == "application/json":
+        content["application/yaml"] = {"schema": schema}
+    return {"required": True, "description": request, "content": content}
+
+
+def _content(model: type[BaseModel] | None) -> dict[str, Any]:
+    schema = {"type": "object"} if model is None else _ref(model)
+    return {"content": {"application/json": {"schema": schema}}}
+
+
+def _ref(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}

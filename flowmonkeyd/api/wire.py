@@ -1,0 +1,300 @@
+"""Requests and responses as they are on the wire: camelCase lives here (and in documents).
+
+Requests are pydantic models that refuse unknown fields and loose types. Responses are plain dicts
+made by the functions below (fast: this is the hot path); the models beside them describe their
+shape for the OpenAPI document, and a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+
+from flowmonkeyd import jsontext
+from flowmonkeyd.errors import Problem
+from flowmonkeyd.model import DEFAULT_TENANT, HistoryEntry
+from flowmonkeyd.store.catalog import FlowRow, HandlerRow
+from flowmonkeyd.store.executions import Record
+from flowmonkeyd.store.history import LogRow
+
+__all__ = [
+    "BATCH_MAX",
+    "CancelBody",
+    "EventBody",
+    "ExecutionBody",
+    "ExecutionShape",
+    "FlowShape",
+    "HandlerShape",
+    "HealthShape",
+    "ProblemShape",
+    "QueueShape",
+    "ResumeBody",
+    "RetryBody",
+    "TimeoutsBody",
+    "event_json",
+    "execution_json",
+    "flow_json",
+    "handler_json",
+    "history_json",
+    "log_json",
+    "problems_json",
+    "rfc3339",
+]
+
+# All in one transaction: more would hold the writer for seconds.
+BATCH_MAX = 10_000
+WEEK_MS = 7 * 24 * 3600 * 1000
+YEARS_MS = 3650 * 24 * 3600 * 1000
+
+Name = Annotated[StrictStr, Field(min_length=1, max_length=256)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TimeoutsBody(_Body):
+    executionMs: Annotated[StrictInt, Field(ge=1, le=YEARS_MS)] | None = None
+    waitMs: Annotated[StrictInt, Field(ge=1, le=YEARS_MS)] | None = None
+
+
+class ExecutionBody(_Body):
+    """A new execution; `flow` is an id or id@version."""
+
+    flow: Name
+    context: dict[str, Any] = Field(default_factory=dict)
+    id: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}$")] | None = None
+    tenantId: Name = DEFAULT_TENANT
+    priority: Literal["high", "normal", "low"] = "normal"
+    idempotencyKey: Name | None = None
+    idempotencyWindowMs: Annotated[StrictInt, Field(ge=1, le=WEEK_MS)] = 24 * 3600 * 1000
+    timeouts: TimeoutsBody = TimeoutsBody()
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class CancelBody(_Body):
+    reason: Annotated[StrictStr, Field(max_length=1000)] | None = None
+    source: Literal["user", "admin"] = "user"
+
+
+class ResumeBody(_Body):
+    token: Name | None = None
+    data: Any = None
+
+
+class RetryBody(_Body):
+    fromStepId: Name | None = None
+
+
+class EventBody(_Body):
+    name: Name
+    data: Any = None
+    tenantId: Name = DEFAULT_TENANT
+
+
+# --- shapes of responses, for the OpenAPI document ---------------------------------------------
+
+
+class ExecutionShape(BaseModel):
+    """One run of a flow."""
+
+    id: str
+    flowId: str
+    flowVersion: str
+    status: Literal[
+        "pending", "running", "waiting", "cancelling", "cancelled", "completed", "failed"
+    ]
+    currentStepId: str | None
+    context: dict[str, Any]
+    stepCount: int
+    tenantId: str
+    priority: Literal["high", "normal", "low"]
+    error: dict[str, Any] | None
+    cancellation: dict[str, Any] | None
+    wakeAt: str | None
+    waitReason: str | None
+    resumeToken: str | None
+    parentExecutionId: str | None
+    idempotencyKey: str | None
+    metadata: dict[str, Any]
+    createdAt: str
+    startedAt: str | None
+    updatedAt: str
+    finishedAt: str | None
+
+
+class FlowShape(BaseModel):
+    id: str
+    version: str
+    name: str | None
+    digest: str
+    stepCount: int
+    appliedAt: str
+
+
+class HandlerShape(BaseModel):
+    type: str
+    version: str
+    name: str | None
+    description: str | None
+    runtime: str
+    stateful: bool
+    digest: str
+    sizeBytes: int
+    publishedAt: str
+    yankedAt: str | None
+    manifest: dict[str, Any]
+
+
+class HealthShape(BaseModel):
+    status: Literal["ok", "degraded", "starting", "draining"]
+    version: str
+    uptimeS: float
+    checks: dict[str, Any]
+
+
+class QueueShape(BaseModel):
+    items: list[dict[str, Any]]
+    totals: dict[str, int]
+
+
+class ProblemShape(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: list[dict[str, str]] | None = None
+
+
+# --- responses -----------------------------------------------------------------------------------
+
+
+def rfc3339(at_ms: int | None) -> str | None:
+    """`2026-11-23T00:37:28.123Z`."""
+    if at_ms is None:
+        return None
+    moment = datetime.fromtimestamp(at_ms // 1000, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{at_ms % 1000:03d}Z"
+
+
+def execution_json(record: Record) -> dict[str, Any]:
+    """An execution with what of its context is in memory."""
+    execution = record.execution
+    created = rfc3339(execution.created_at_ms)
+    return {
+        "id": execution.id,
+        "flowId": execution.flow_id,
+        "flowVersion": execution.flow_version,
+        "status": execution.status.value,
+        "currentStepId": execution.current_step_id,
+        "context": record.context.values,
+        "stepCount": execution.step_count,
+        "tenantId": execution.tenant_id,
+        "priority": execution.priority.value,
+        "error": _timed(execution.error, "timestampMs", "timestamp"),
+        "cancellation": _timed(execution.cancellation, "cancelledAtMs", "cancelledAt"),
+        "wakeAt": rfc3339(execution.wake_at_ms),
+        "waitReason": execution.wait_reason,
+        "resumeToken": execution.resume_token,
+        "parentExecutionId": execution.parent_execution_id,
+        "idempotencyKey": execution.idempotency_key,
+        "metadata": execution.metadata,
+        "createdAt": created,
+        "startedAt": rfc3339(execution.started_at_ms),
+        "updatedAt": created
+        if execution.updated_at_ms == execution.created_at_ms
+        else rfc3339(execution.updated_at_ms),
+        "finishedAt": rfc3339(execution.finished_at_ms),
+    }
+
+
+def history_json(entry: HistoryEntry) -> dict[str, Any]:
+    return {
+        "seq": entry.seq,
+        "stepId": entry.step_id,
+        "handler": {"type": entry.handler_type, "version": entry.handler_version},
+        "attempt": entry.attempt,
+        "outcome": entry.outcome.value,
+        "output": entry.output,
+        "error": _timed(entry.error, "timestampMs", "timestamp"),
+        "startedAt": rfc3339(entry.started_at_ms),
+        "completedAt": rfc3339(entry.completed_at_ms),
+        "durationMs": entry.duration_ms,
+        "queuedMs": entry.queued_ms,
+        "workerId": entry.worker_id,
+        "usage": entry.usage,
+        "billing": None,
+    }
+
+
+def event_json(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "seq": row["seq"],
+        "type": row["type"],
+        "at": rfc3339(row["at_ms"]),
+        "executionId": row["execution_id"],
+        "stepId": row["step_id"],
+        "data": row["data"],
+    }
+
+
+def log_json(row: LogRow) -> dict[str, Any]:
+    return {
+        "seq": row.seq,
+        "at": rfc3339(row.at_ms),
+        "stepId": row.step_id,
+        "attempt": row.attempt,
+        "stream": row.stream,
+        "level": row.level,
+        "message": row.message,
+        "fields": row.fields or {},
+    }
+
+
+def flow_json(row: FlowRow, document: bool = False) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "id": row.id,
+        "version": row.version,
+        "name": row.name,
+        "digest": row.digest,
+        "stepCount": row.step_count,
+        "appliedAt": rfc3339(row.applied_at_ms),
+    }
+    if document:
+        shown["document"] = jsontext.loads(row.document)
+    return shown
+
+
+def handler_json(row: HandlerRow) -> dict[str, Any]:
+    manifest = jsontext.loads(row.manifest)
+    about = manifest.get("handler", {})
+    return {
+        "type": row.type,
+        "version": row.version,
+        "name": about.get("name"),
+        "description": about.get("description"),
+        "runtime": about.get("runtime", "python"),
+        "stateful": about.get("stateful", False),
+        "digest": row.digest,
+        "sizeBytes": row.size_bytes,
+        "publishedAt": rfc3339(row.published_at_ms),
+        "yankedAt": rfc3339(row.yanked_at_ms),
+        "manifest": manifest,
+    }
+
+
+def problems_json(problems: tuple[Problem, ...]) -> list[dict[str, str]]:
+    return [{"path": problem.path, "message": problem.message} for problem in problems]
+
+
+def _timed(value: Mapping[str, Any] | None, internal: str, shown: str) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    rest = {name: item for name, item in value.items() if name != internal}
+    return {**rest, shown: rfc3339(value.get(internal))}

@@ -1,0 +1,329 @@
+"""The composition root: flags and configuration in, one daemon under one TaskGroup, exit codes out.
+
+Everything is built here, once, in one order, and taken down in the reverse: stop accepting, stop
+claiming, give running steps their grace, put the rest back into the line, close. The start after
+`kill -9` is this same start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import uvloop
+
+from flowmonkeyd import __version__, logs, systemd
+from flowmonkeyd.api.feed import Feed
+from flowmonkeyd.api.requests import Api
+from flowmonkeyd.api.server import Server, application
+from flowmonkeyd.clock import RandomIds, SystemClock
+from flowmonkeyd.config import ConfigError, Loaded, Settings, load, print_config
+from flowmonkeyd.dispatcher import Dispatcher
+from flowmonkeyd.engine import Engine
+from flowmonkeyd.errors import FlowMonkeyError, Unavailable
+from flowmonkeyd.metrics import Metrics
+from flowmonkeyd.model import Lane, Limits
+from flowmonkeyd.packages import Packages
+from flowmonkeyd.stateless import Stateless
+from flowmonkeyd.store import Committed, Store
+from flowmonkeyd.timers import Timers
+from sandbox import Pool, PoolSettings
+
+__all__ = ["Daemon", "main"]
+
+log = logging.getLogger("flowmonkeyd")
+
+EXIT_FAILED = 1
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h
+
+
+class Daemon:
+    """One daemon on one data directory. `run()` serves until `stop()`; usable by tests."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self._settings = loaded.settings
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[Any] | None = None
+        self._started_s = time.monotonic()
+        self.is_ready = False
+
+    def stop(self) -> None:
+        """Drain and end; a second call ends at once, which is as safe as `kill -9`."""
+        if self._stopping.is_set() and self._task is not None:
+            self._task.cancel()
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Start, serve, drain. Raises FlowMonkeyError when it cannot start."""
+        self._task = asyncio.current_task()
+        with _locked(self._settings.dataDir):
+            await self._serve()
+
+    async def _serve(self) -> None:
+        settings, clock = self._settings, SystemClock()
+        limits = settings.limits
+        store = Store(settings.dataDir / "flowmonkey.db", clock)
+        engine = Engine(
+            store,
+            RandomIds(),
+            Limits(
+                steps_max=limits.stepsMax,
+                context_bytes_max=limits.contextBytesMax,
+                value_bytes_max=limits.valueBytesMax,
+                keys_max=limits.keysMax,
+                depth_max=limits.depthMax,
+            ),
+        )
+        packages = Packages(settings.dataDir / "packages")
+        pool = Pool(_pool_settings(settings))
+        stateless = Stateless(pool, packages, engine, clock, settings.sandbox.outputBytesMax)
+        dispatcher = Dispatcher(engine, {Lane.SANDBOX: stateless}, f"flowmonkeyd-{os.getpid()}")
+        timers = Timers(engine, clock)
+        feed = Feed()
+        metrics = Metrics()
+
+        def committed(hints: Committed) -> None:
+            dispatcher.committed(hints)
+            timers.committed(hints)
+            feed.committed(hints)
+
+        def health() -> dict[str, Any]:
+            return self._health(pool, dispatcher)
+
+        store.on_commit = committed
+        api = Api(engine, packages, feed, settings, health, metrics.render)
+        server = Server(
+            application(api), settings.socket, settings.api.socketMode, systemd.listen_fds()
+        )
+        server.bind()
+        try:
+            async with asyncio.TaskGroup() as opening:
+                opening.create_task(store.open())
+                opening.create_task(_start(pool))
+            packages.open()
+            async with asyncio.TaskGroup() as group:
+                writer = group.create_task(store.run(), name="writer")
+                released = await engine.recover()
+                working = [
+                    group.create_task(dispatcher.run(), name="dispatcher"),
+                    group.create_task(timers.run(), name="timers"),
+                    group.create_task(self._watchdog(store), name="watchdog"),
+                ]
+                serving = group.create_task(server.serve(), name="server")
+                await server.started()
+                self.is_ready = True
+                log.info("ready", extra={"socket": str(settings.socket), "released": released})
+                systemd.ready(f"serving on {settings.socket}")
+                await self._stopping.wait()
+                await self._drain(dispatcher)
+                feed.close()
+                server.stop()
+                await serving
+                for task in working:
+                    task.cancel()
+                await asyncio.wait(working)
+                await store.close()
+                await writer
+        finally:
+            await pool.close()
+            await store.close()
+            server.unbind()
+
+    def _health(self, pool: Pool, dispatcher: Dispatcher) -> dict[str, Any]:
+        layers = [
+            {
+                "name": layer.name,
+                "available": layer.available,
+                "required": layer.required,
+                "detail": layer.detail,
+            }
+            for layer in pool.layers()
+        ]
+        missing = [one.name for one in pool.layers() if one.required and not one.available]
+        usable = bool(layers) and not missing
+        detail = "every required layer holds" if usable else f"missing: {', '.join(missing)}"
+        status = "ok" if usable else "degraded"
+        if not self.is_ready:
+            status = "draining" if self._stopping.is_set() else "starting"
+        return {
+            "status": status,
+            "version": __version__,
+            "uptimeS": round(time.monotonic() - self._started_s, 3),
+            "checks": {
+                "sandbox": {
+                    "status": "ok" if usable else "failed",
+                    "detail": detail if layers else "the sandbox could not start",
+                    "layers": layers,
+                },
+                "dispatcher": {
+                    "status": "ok",
+                    "detail": f"{dispatcher.running} of {pool.slots} slots busy",
+                },
+            },
+        }
+
+    async def _drain(self, dispatcher: Dispatcher) -> None:
+        """Take no more work, let running steps end, hand the rest back."""
+        grace_s = self._settings.shutdown.graceMs / 1000
+        log.info("draining", extra={"running": dispatcher.running, "grace_s": grace_s})
+        self.is_ready = False
+        systemd.stopping()
+        await dispatcher.drain(grace_s)
+
+    async def _watchdog(self, store: Store) -> None:
+        """Tell systemd that the engine's own loop and writer are alive, not just this process."""
+        interval_s = systemd.watchdog_interval_s()
+        if interval_s is None:
+            return
+        while True:
+            try:
+                await store.write(lambda tx: None)
+                systemd.watchdog()
+            except Unavailable as exc:
+                log.warning("the writer refuses: %s", exc)
+            await asyncio.sleep(interval_s)
+
+    def reload(self, loaded: Loaded) -> None:
+        """Take over what can change while running: the log."""
+        logs.configure(loaded.settings.log.format, loaded.settings.log.level)
+        before = self._settings.model_dump(exclude={"log"})
+        if loaded.settings.model_dump(exclude={"log"}) != before:
+            log.warning("some changed settings need a restart; only the log's were taken over")
+        log.info("reloaded")
+
+
+async def _start(pool: Pool) -> None:
+    """A host that cannot run the sandbox still serves: each step is refused with the reason."""
+    try:
+        await pool.start()
+    except OSError as exc:
+        log.error("the sandbox cannot start: %s", exc)
+
+
+def _pool_settings(settings: Settings) -> PoolSettings:
+    return PoolSettings(
+        slots=settings.sandbox.slots or os.cpu_count() or 1,
+        spares=settings.sandbox.spares,
+        python=settings.sandbox.python or None,
+        required_layers=frozenset(settings.sandbox.require),
+    )
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """The data directory: made, ours, closed to others, and used by one daemon only.
+
+    Raises Unavailable with what is wrong.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = directory.stat().st_uid
+        if owner != os.geteuid():
+            raise Unavailable(
+                f"cannot use the data directory {directory}: it belongs to uid {owner} and this "
+                f"daemon runs as uid {os.geteuid()}"
+            )
+        directory.chmod(0o700)
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        message = f"cannot use the data directory {directory}: {exc.strerror}"
+        raise Unavailable(message) from None
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(fd, 32, 0).decode(errors="replace").strip()
+            raise Unavailable(
+                f"cannot use the data directory {directory}: another flowmonkeyd"
+                f"{f' (pid {pid})' if pid else ''} has it"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", help="Configuration file (TOML).", metavar="FILE")
+@click.option("--data-dir", help="Where everything durable is kept.", metavar="DIR")
+@click.option("--socket", help="The Unix socket to serve on.", metavar="PATH")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any setting by its key.")
+@click.option("--print-config", "show", is_flag=True, help="Show the effective configuration.")
+@click.version_option(__version__, message="flowmonkeyd %(version)s")
+def main(
+    config: str | None,
+    data_dir: str | None,
+    socket: str | None,
+    sets: tuple[str, ...],
+    show: bool,
+) -> None:
+    """Run durable flows whose steps are untrusted handlers in a sandbox. Serves in the foreground.
+
+    Example: flowmonkeyd --data-dir ./data --socket ./fm.sock
+    """
+    given = {"config": config, "dataDir": data_dir, "socket": socket}
+    flags = {key: value for key, value in given.items() if value is not None}
+    for assignment in sets:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set needs KEY=VALUE, not {assignment!r}")
+        flags[key] = value
+    loaded = _load_or_exit(flags)
+    if show:
+        click.echo(print_config(loaded))
+        return
+    logs.configure(loaded.settings.log.format, loaded.settings.log.level)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # what it says, we say ourselves
+    try:
+        uvloop.run(_run(Daemon(loaded), flags))
+    except FlowMonkeyError as exc:
+        click.echo(f"flowmonkeyd: {exc.message}", err=True)
+        sys.exit(EXIT_FAILED)
+
+
+async def _run(daemon: Daemon, flags: Mapping[str, str]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, daemon.stop)
+
+    def reload() -> None:
+        systemd.reloading()
+        try:
+            daemon.reload(load(flags, os.environ, os.geteuid() == 0, Path.home()))
+        except ConfigError as exc:
+            log.error("cannot reload: %s", exc)
+        systemd.ready("reloaded")
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    try:
+        await daemon.run()
+    except asyncio.CancelledError:
+        log.warning("stopped at once; running steps go on at the next start")
+    except ExceptionGroup as group:
+        if group.split(FlowMonkeyError)[1] is not None:
+            raise
+        first: Exception = group
+        while isinstance(first, ExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
+
+
+def _load_or_exit(flags: Mapping[str, str]) -> Loaded:
+    try:
+        return load(flags, os.environ, os.geteuid() == 0, Path.home())
+    except ConfigError as exc:
+        for line in exc.lines:
+            click.echo(f"flowmonkeyd: {line}", err=True)
+        sys.exit(EXIT_CONFIG)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import array
 import asyncio
 import collections
+import contextlib
 import json
 import os
 import signal
@@ -41,12 +42,16 @@ PYTHON_DEFAULT: str = getattr(sys, "_base_executable", "") or sys.executable
 
 
 class ServerFailed(Exception):
-    """No child can be had; `layer` is the layer that could not be set up, or empty."""
+    """No child can be had; `layer` is the layer that could not be set up, or empty.
 
-    def __init__(self, layer: str, reason: str) -> None:
+    `child_died`: only this child is gone, with nothing run; another one may do.
+    """
+
+    def __init__(self, layer: str, reason: str, *, child_died: bool = False) -> None:
         super().__init__(f"{layer}: {reason}" if layer else reason)
         self.layer = layer
         self.reason = reason
+        self.child_died = child_died
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +145,9 @@ class ForkServer:
         self._control = ours
         self._failed = None
         self._loop.add_reader(ours.fileno(), self._on_message)
-        self._send(json.dumps({**self._start, "parent": os.getpid()}).encode())
-        self._fill()
+        with contextlib.suppress(ServerFailed):  # it died at once: heard like any other death
+            self._send(json.dumps({**self._start, "parent": os.getpid()}).encode())
+            self._fill()
 
     async def child(self) -> Child:
         """A confined child that waits for its call; raises ServerFailed."""
@@ -152,8 +158,8 @@ class ForkServer:
         else:
             future: asyncio.Future[Child] = self._loop.create_future()
             self._waiting.append(future)
-            self._fill()
             try:
+                self._fill()
                 async with asyncio.timeout(_PATIENCE_S):
                     child = await future
             except TimeoutError:
@@ -214,7 +220,10 @@ class ForkServer:
             self._number += 1
             self._spawning.add(self._number)
             cpu = self._cpus[self._number % len(self._cpus)]
-            self._send(SPAWN.pack(b"S", self._number, cpu))
+            try:
+                self._send(SPAWN.pack(b"S", self._number, cpu))
+            except ServerFailed:
+                return  # its end is heard soon, and the next one is asked again
 
     def _send(self, message: bytes) -> None:
         try:
@@ -224,7 +233,7 @@ class ForkServer:
         except OSError as exc:
             # The queue of a socket pair holds hundreds of these: a full one means it hangs.
             self._stop_process()
-            raise ServerFailed("", "the fork server is gone") from exc
+            raise ServerFailed("", "the fork server is gone", child_died=True) from exc
 
     def _on_message(self) -> None:
         assert self._control is not None
@@ -243,7 +252,8 @@ class ForkServer:
         elif "taken" in message:
             self._answer_take(message["taken"], None)
         elif "refused" in message:
-            self._answer_take(message["refused"], ServerFailed("", message["reason"]))
+            refusal = ServerFailed("", message["reason"], child_died=message["dead"])
+            self._answer_take(message["refused"], refusal)
         elif "ended" in message:
             self._on_ended(message)
         elif "failed" in message:
@@ -267,7 +277,7 @@ class ForkServer:
 
     def _on_ended(self, message: dict[str, Any]) -> None:
         number = message["ended"]
-        self._answer_take(number, ServerFailed("", "the process died before its call"))
+        self._answer_take(number, ServerFailed("", "the process died", child_died=True))
         future = self._alive.pop(number, None)
         if future is None:
             return  # it died before it was confined
@@ -313,7 +323,7 @@ class ForkServer:
         for child in self._ready:
             child.close()
         self._ready.clear()
-        gone = self._failed or ServerFailed("", "the fork server ended")
+        gone = self._failed or ServerFailed("", "the fork server ended", child_died=True)
         for take in list(self._takes):
             self._answer_take(take, gone)
         for future in self._alive.values():

@@ -37,7 +37,12 @@ _NOT_BUILT = {
     "network": "not built yet: handlers have no network",
 }
 # These mean nothing without the first.
-_NEEDS = {"private-root": "mount-namespace", "proc": "pid-namespace"}
+_NEEDS = {
+    "private-root": "mount-namespace",
+    "proc": "pid-namespace",
+    "capabilities": "user-namespace",  # after setuid only a new one allows to empty the sets
+    "seccomp": "no-new-privs",  # seccomp(2): or privileges that a child has not
+}
 _NAMESPACES = ("user", "pid", "mnt", "ipc", "uts", "net", "cgroup")
 
 
@@ -50,6 +55,9 @@ class Pool:
         self._free = asyncio.Semaphore(self.settings.slots)
         self._layers: dict[str, Layer] = {}
         self._children: set[Child] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._failed: ServerFailed | None = None
         self._started = False
 
     @property
@@ -69,10 +77,14 @@ class Pool:
         OSError if the interpreter cannot be executed at all.
         """
         wanted = frozenset(ALL_LAYERS) - self.settings.without - set(_NOT_BUILT)
+        problems = {
+            **_NOT_BUILT,
+            **dict.fromkeys(self.settings.without, "left out by the settings"),
+        }
         for layer, needed in _NEEDS.items():
-            if needed not in wanted:
+            if needed not in wanted and layer in wanted:
+                problems[layer] = f"it needs the layer {needed}"
                 wanted -= {layer}
-        problems = dict(_NOT_BUILT)
         program = b""
         if "seccomp" in wanted:
             try:
@@ -94,9 +106,7 @@ class Pool:
             self._servers.append(ForkServer(python, start, self.settings.spares, turn))
         for server in self._servers:
             server.launch()
-        for name in self.settings.without:
-            problems[name] = "left out by the settings"
-        await self._try_layers(wanted, problems)
+        self._layers = await self._try_layers(wanted, problems)
         self._started = True
 
     async def run(self, call: Call, on_log: OnLog | None = None) -> Reply:
@@ -113,13 +123,12 @@ class Pool:
     async def close(self) -> None:
         """Kill everything and wait until it is gone."""
         self._started = False
-        for child in list(self._children):
-            child.close()
+        for child in self._children:
+            child.kill()
         for server in self._servers:
             server.close()
         self._servers.clear()
-        # callbacks of the deaths just announced
-        await asyncio.sleep(0)
+        await self._empty.wait()  # every running call has its reply
 
     def layers(self) -> list[Layer]:
         """Every layer with what this host gives, as tried at start."""
@@ -130,6 +139,8 @@ class Pool:
     def _refusal(self, policy: Policy) -> Reply | None:
         if not self._started:
             return _unavailable("the pool is not started")
+        if self._failed is not None:
+            return _failure(self._failed)
         needed = policy.required | ({"network"} if policy.network else set())
         for name, layer in self._layers.items():
             if not layer.available and (layer.required or name in needed):
@@ -148,8 +159,7 @@ class Pool:
             child = await self._child_with_package(call)
         except ServerFailed as exc:
             self._free.release()
-            prefix = f"layer {exc.layer} cannot be had: " if exc.layer else ""
-            return _unavailable(prefix + exc.reason)
+            return _failure(exc)
         except BaseException:
             self._free.release()
             raise
@@ -167,14 +177,15 @@ class Pool:
             server = min(self._servers, key=lambda server: server.running)
             child = await server.child()
             self._children.add(child)
+            self._empty.clear()
             try:
                 temp = call.policy.filesystem == "temp"
                 await server.take(child, call.package_dir, call.limits, temp)
                 server.refill_soon()
             except ServerFailed as exc:
                 self._discard(child)
-                if not child.ended.done():
-                    raise  # it lives, so the package is at fault
+                if not exc.child_died:
+                    raise
                 failure = exc
             except BaseException:
                 self._discard(child)
@@ -186,6 +197,8 @@ class Pool:
     def _discard(self, child: Child) -> None:
         self._children.discard(child)
         child.close()
+        if not self._children:
+            self._empty.set()
 
     def _let_go(self, child: Child) -> None:
         """The slot is free once the death is certain: the kill reaches every descendant."""
@@ -196,10 +209,10 @@ class Pool:
             child.ended.add_done_callback(lambda _ended: self._free.release())
 
     def _request(self, call: Call) -> bytes:
-        attached = "mount-namespace" in self._layers and self._layers["private-root"].available
+        inside = self._layers["private-root"].available
         return wire.encode(
             {
-                "root": PACKAGE if attached or not self._started else call.package_dir,
+                "root": PACKAGE if inside else call.package_dir,
                 "entrypoint": call.entrypoint,
                 "input": call.input,
                 "has_input": call.has_input,
@@ -216,29 +229,78 @@ class Pool:
             }
         )
 
-    async def _try_layers(self, wanted: frozenset[str], problems: dict[str, str]) -> None:
+    async def _try_layers(
+        self, wanted: frozenset[str], problems: dict[str, str]
+    ) -> dict[str, Layer]:
         """Run the trial handler on a real child and compare with what can be seen from here."""
         namespaces = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in _NAMESPACES}
-        trial = Call(
-            str(Path(__file__).resolve().parent / "trial"),
-            "attempts.py:attempt",
-            input={"namespaces": namespaces},
-        )
-        reply = await self._run(trial, None)
+        folder = str(Path(__file__).resolve().parent / "trial")
+        trial = Call(folder, "attempts.py:attempt", input={"namespaces": namespaces})
         found: dict[str, Any] = {}
-        if reply.ending is Ending.RESULT and reply.result:
-            found = reply.result.get("output", {})
-        missing = {k: v for server in self._servers for k, v in server.missing.items()}
-        for name in ALL_LAYERS:
-            held, detail = name in wanted, "set up"
-            if name in found:
-                held, detail = held and found[name][0], found[name][1]
-            elif not found:
-                held, detail = False, reply.message or str(reply.result)
-            if name in problems or name in missing:
-                held, detail = False, problems.get(name) or missing[name]
-            required = name in self.settings.required_layers
-            self._layers[name] = Layer(name, held, required, detail)
+        reason = ""
+        try:
+            child = await self._child_with_package(trial)
+        except ServerFailed as exc:
+            self._failed = exc
+            problems.setdefault(exc.layer, exc.reason)
+            reason = f"not tried: {exc}"
+        else:
+            for server in self._servers:
+                problems.update(server.missing)
+            self._layers = _as_set_up(wanted, problems, self.settings.required_layers)
+            try:
+                found = _seen_from_outside(child.host_pid)
+                reply = await Session(child, trial, self._request(trial), None).run()
+            finally:
+                self._discard(child)
+            if reply.result is not None and reply.result["outcome"] == "success":
+                found.update(reply.result["output"])
+            else:
+                reason = f"the trial failed: {reply.message or reply.result}"
+        for name, (held, detail) in found.items():
+            if not held:
+                problems.setdefault(name, detail)
+        if reason:
+            problems = {**dict.fromkeys(ALL_LAYERS, reason), **problems}
+        details = {name: detail for name, (_held, detail) in found.items()}
+        return _as_set_up(wanted, problems, self.settings.required_layers, details)
+
+
+def _as_set_up(
+    wanted: frozenset[str],
+    problems: dict[str, str],
+    required: frozenset[str],
+    details: dict[str, str] | None = None,
+) -> dict[str, Layer]:
+    layers = {}
+    for name in ALL_LAYERS:
+        held = name in wanted and name not in problems
+        detail = problems.get(name) or (details or {}).get(name, "set up")
+        layers[name] = Layer(name, held, name in required, detail)
+    return layers
+
+
+def _seen_from_outside(host_pid: int) -> dict[str, tuple[bool, str]]:
+    """What /proc/PID/status (proc(5)) says of a child that is ready."""
+    try:
+        text = Path(f"/proc/{host_pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return {}
+    status = {
+        name: value.split() for name, _, value in (x.partition(":") for x in text.split("\n"))
+    }
+    uids = status["Uid"]
+    sets = {name: status[name][0] for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb")}
+    return {
+        "unprivileged-uid": ("0" not in uids, f"user {uids[1]} on the host"),
+        "capabilities": (not any(int(x, 16) for x in sets.values()), f"bounding {sets['CapBnd']}"),
+        "no-new-privs": (status.get("NoNewPrivs") == ["1"], "set"),
+    }
+
+
+def _failure(failure: ServerFailed) -> Reply:
+    prefix = f"layer {failure.layer} cannot be had: " if failure.layer else ""
+    return _unavailable(prefix + failure.reason)
 
 
 def _unavailable(message: str) -> Reply:

@@ -201,18 +201,19 @@ class _Server:
         _, number, memory, cpu_s, files, threads, temp = TAKE.unpack_from(message)
         child = self._children.get(number)
         try:
-            if child is None:
+            if child is None or _is_dead(child.pidfd):
                 raise ProcessLookupError(3, "the process has ended")
-            if child.mounts >= 0:
+            if child.mounts >= 0 and self._has("private-root"):
                 confine.attach(
                     message[TAKE.size :], self._host_view, child.mounts, self._own_view, temp
                 )
-            if "rlimits" in self._plan.layers:
+            if self._has("rlimits"):
                 self._limit(child.pid, memory, cpu_s, files, threads, temp)
             child.memory_max = self._bare_resident + memory
             _answer(self._control, {"taken": number})
         except OSError as exc:
-            _answer(self._control, {"refused": number, "reason": exc.strerror})
+            dead = isinstance(exc, ProcessLookupError)
+            _answer(self._control, {"refused": number, "reason": exc.strerror, "dead": dead})
 
     def _limit(
         self, pid: int, memory: int, cpu_s: int, files: int, threads: int, temp: int
@@ -228,7 +229,7 @@ class _Server:
 
     def _watch_memory(self) -> None:
         """A backstop to RLIMIT_AS, and the only limit where that layer is missing."""
-        if "memory-watchdog" not in self._plan.layers:
+        if not self._has("memory-watchdog"):
             return
         for child in self._children.values():
             if child.memory_max and not child.over_memory:
@@ -260,6 +261,9 @@ class _Server:
             },
         )
 
+    def _has(self, layer: str) -> bool:
+        return layer in self._plan.layers and layer not in self._plan.missing
+
     def _forget_fd(self, fd: int) -> None:
         self._poll.unregister(fd)
         del self._by_fd[fd]
@@ -287,6 +291,12 @@ def _child(plan: confine.Plan, channel: int, out: int, err: int, status: int) ->
         traceback.print_exc()
     finally:
         os._exit(1)
+
+
+def _is_dead(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _answer(control: _socket.socket, message: dict[str, Any], fds: list[int] | None = None) -> None:

@@ -1,0 +1,235 @@
+"""The pool itself: it heals, it kills, it leaves nothing behind, and it fails closed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+import sandbox
+from sandbox import ALL_LAYERS, Call, Ending, Limits, Policy, Pool, PoolSettings
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+_PROJECT = Path(sandbox.__file__).parent.parent
+_GOOD = "def handle(input, ctx): return 'good'"
+_SLEEP = "import time\ndef handle(input, ctx):\n    print('asleep')\n    time.sleep(60)"
+
+
+@pytest.fixture
+async def own_pool():
+    """`await own_pool(**settings)`: a started pool of its own, closed afterwards."""
+    pools = []
+
+    async def make(**settings):
+        pool = Pool(PoolSettings(**settings))
+        pools.append(pool)
+        await pool.start()
+        return pool
+
+    yield make
+    for pool in pools:
+        await pool.close()
+
+
+def _descendants(pool):
+    return {
+        process.pid
+        for pid in pool.server_pids
+        for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    }
+
+
+async def _all_gone(pids):
+    """Waits for the kernel to finish what kill began; each pid is one that we saw as ours."""
+    async with asyncio.timeout(5):
+        while any(psutil.pid_exists(pid) for pid in pids):  # noqa: ASYNC110  no event to await
+            await asyncio.sleep(0.01)
+
+
+async def _started(pool, call):
+    """A task that runs the call, once the handler has said something."""
+    spoken = asyncio.Event()
+    task = asyncio.ensure_future(pool.run(call, lambda _line: spoken.set()))
+    async with asyncio.timeout(10):
+        await spoken.wait()
+    return task
+
+
+async def test_hundred_crashes_then_a_good_one(own_pool, package):
+    pool = await own_pool(slots=2)
+    crash = package("import os\ndef handle(input, ctx): os._exit(1)")
+    for _ in range(100):
+        assert (await pool.run(Call(crash))).ending is Ending.CRASH
+    reply = await pool.run(Call(package(_GOOD)))
+    assert reply.result["output"] == "good"
+
+
+async def test_killed_fork_server_is_replaced(own_pool, package):
+    pool = await own_pool(slots=1)
+    task = await _started(pool, Call(package(_SLEEP)))
+    before = pool.server_pids
+    os.kill(before[0], signal.SIGKILL)
+    reply = await task
+    assert reply.ending is Ending.UNAVAILABLE
+    reply = await pool.run(Call(package(_GOOD)))
+    assert reply.result["output"] == "good"
+    assert pool.server_pids != before
+
+
+async def test_dead_spare_is_passed_over(own_pool, package):
+    pool = await own_pool(slots=1, spares=2)
+    server = psutil.Process(pool.server_pids[0]).children()[0]
+    spares = server.children()
+    for spare in spares:
+        spare.kill()
+    assert not psutil.wait_procs(spares, timeout=5)[1]
+    reply = await pool.run(Call(package(_GOOD)))
+    assert reply.result, reply
+    assert reply.result["output"] == "good"
+
+
+async def test_cancelling_the_caller_kills_the_execution(own_pool, package):
+    pool = await own_pool(slots=1)
+    task = await _started(pool, Call(package(_SLEEP)))
+    before = _descendants(pool)
+    task.cancel()
+    async with asyncio.timeout(1):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        # the only slot is free again, so the sleeper is dead
+        assert (await pool.run(Call(package(_GOOD)))).result["output"] == "good"
+    assert len(before - _descendants(pool)) >= 1
+
+
+async def test_cancelled_while_waiting_for_a_slot_loses_none(own_pool, package):
+    pool = await own_pool(slots=1)
+    sleeper = await _started(pool, Call(package(_SLEEP)))
+    waiting = asyncio.ensure_future(pool.run(Call(package(_GOOD))))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    sleeper.cancel()
+    await asyncio.wait([waiting, sleeper])
+    async with asyncio.timeout(5):
+        assert (await pool.run(Call(package(_GOOD)))).ending is Ending.RESULT
+
+
+async def test_nothing_is_left_after_close(own_pool, package):
+    pool = await own_pool(slots=2)
+    task = await _started(pool, Call(package(_SLEEP)))
+    pids = _descendants(pool)
+    assert len(pids) >= 6
+    await pool.close()
+    assert (await task).ending is Ending.UNAVAILABLE
+    await _all_gone(pids)
+    reply = await pool.run(Call(package(_GOOD)))
+    assert reply.ending is Ending.UNAVAILABLE
+
+
+async def test_no_descriptor_is_left_after_close(package):
+    """In a process of its own, where no other pool opens and closes any."""
+    script = f"""
+import asyncio, os
+from sandbox import Call, Pool, PoolSettings
+async def once():
+    pool = Pool(PoolSettings(slots=2))
+    await pool.start()
+    for _ in range(5):
+        await pool.run(Call({package(_GOOD)!r}))
+    task = asyncio.ensure_future(pool.run(Call({package(_GOOD)!r})))
+    await asyncio.sleep(0)
+    await pool.close()
+    await task
+async def main():
+    await once()
+    before = os.listdir("/proc/self/fd")
+    await once()
+    assert os.listdir("/proc/self/fd") == before, os.listdir("/proc/self/fd")
+asyncio.run(main())
+"""
+    arguments = [sys.executable, "-X", "dev", "-W", "error", "-c", script]
+    done = subprocess.run(arguments, capture_output=True, cwd=_PROJECT, timeout=30)
+    assert (done.returncode, done.stderr.decode()) == (0, "")
+
+
+async def test_slots_bound_what_runs_at_a_time(own_pool, package):
+    pool = await own_pool(slots=2)
+    code = "import time\ndef handle(input, ctx):\n    time.sleep(0.1)\n    return time.monotonic()"
+    call = Call(package(code))
+    tasks = [asyncio.ensure_future(pool.run(call)) for _ in range(4)]
+    ends = sorted([(await task).result["output"] for task in tasks])
+    assert ends[2] - ends[1] > 0.05
+
+
+async def test_every_layer_of_this_host_was_tried(pool):
+    layers = {layer.name: layer for layer in pool.layers()}
+    assert list(layers) == list(ALL_LAYERS)
+    missing = {layer.name: layer.detail for layer in layers.values() if not layer.available}
+    assert set(missing) == {"cgroup", "network"}, missing
+
+
+_LEFT_OUT = set(ALL_LAYERS) - {"user-namespace", "pid-namespace", "mount-namespace"}
+
+
+@pytest.mark.parametrize("layer", sorted(_LEFT_OUT))
+async def test_missing_layer_that_is_required_runs_nothing(own_pool, package, tmp_path, layer):
+    """A host without the layer, played by leaving it out; a call asks for it."""
+    required = frozenset(ALL_LAYERS) - {layer, "cgroup", "network"}
+    without = frozenset({layer}) - {"cgroup", "network"}
+    pool = await own_pool(slots=1, required_layers=required, without=without)
+    folder = package("print('ran')\n" + _GOOD)
+    policy = Policy(required=frozenset({layer}))
+    lines = []
+    reply = await pool.run(Call(folder, policy=policy), lines.append)
+    assert reply.ending is Ending.UNAVAILABLE
+    assert f"layer {layer} cannot be had" in reply.message
+    assert lines == []
+
+
+async def test_required_layer_that_cannot_be_had_closes_the_pool(own_pool, package):
+    pool = await own_pool(slots=1, required_layers=frozenset({"cgroup"}))
+    reply = await pool.run(Call(package(_GOOD)))
+    assert (reply.ending, "layer cgroup" in reply.message) == (Ending.UNAVAILABLE, True)
+
+
+async def test_network_is_refused_until_there_is_a_gateway(pool, package):
+    reply = await pool.run(Call(package(_GOOD), policy=Policy(network=True)))
+    assert (reply.ending, "layer network" in reply.message) == (Ending.UNAVAILABLE, True)
+
+
+async def test_interpreter_that_does_not_start_is_a_refusal(own_pool, package):
+    pool = await own_pool(slots=1, python="/bin/false")
+    reply = await pool.run(Call(package(_GOOD)))
+    assert reply.ending is Ending.UNAVAILABLE
+    assert not any(layer.available for layer in pool.layers())
+
+
+async def test_hung_fork_server_is_replaced(own_pool, package, monkeypatch):
+    monkeypatch.setattr("sandbox.forkserver._PATIENCE_S", 0.3)
+    pool = await own_pool(slots=1)
+    server = psutil.Process(pool.server_pids[0]).children()[0]
+    server.suspend()
+    reply = await pool.run(Call(package(_GOOD), limits=Limits()))
+    assert reply.ending is Ending.UNAVAILABLE
+    monkeypatch.setattr("sandbox.forkserver._PATIENCE_S", 10.0)
+    reply = await pool.run(Call(package(_GOOD)))
+    assert reply.result["output"] == "good"
+
+
+async def test_two_executions_share_nothing(pool, package):
+    code = """
+import sys
+def handle(input, ctx):
+    before = getattr(sys, "left_behind", None)
+    sys.left_behind = input
+    return [before]
+"""
+    for number in range(4):
+        reply = await pool.run(Call(package(code), input=number))
+        assert reply.result["output"] == [None]

@@ -132,15 +132,19 @@ class ForkServer:
         with theirs:
             folder = str(Path(__file__).resolve().parent.parent)
             fd = theirs.fileno()
-            self._process = subprocess.Popen(
-                [self._python, "-I", "-S", "-B", "-c", _BOOT, folder, str(fd)],
-                env={},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[fd],
-                start_new_session=True,  # a Ctrl-C at the terminal is the daemon's to judge
-                cwd="/",
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [self._python, "-I", "-S", "-B", "-c", _BOOT, folder, str(fd)],
+                    env={},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=[fd],
+                    start_new_session=True,  # a Ctrl-C at the terminal is the daemon's to judge
+                    cwd="/",
+                )
+            except OSError:
+                ours.close()
+                raise
         ours.setblocking(False)
         self._control = ours
         self._failed = None

@@ -42,7 +42,8 @@ def serve(channel_fd: int) -> None:
         ballast.close()
     if problem is not None:
         channel.send(wire.PROBLEM, b'{"ending":"%s","message":%s}' % _quoted(*problem))
-    os._exit(0)
+    # Wait to be killed: exiting now would take the CPU from the pool just as it reads the result.
+    channel.wait_for_end()
 
 
 def _quoted(ending: str, message: str) -> tuple[bytes, bytes]:
@@ -80,6 +81,11 @@ class _Channel:
         with self._lock:
             while view:
                 view = view[self._write(self._fd, view) :]
+
+    def wait_for_end(self) -> None:
+        """End the process once the pool closes the channel, or be killed before."""
+        self._read(self._fd, 1)
+        os._exit(0)
 
     def log(self, stream: str, level: str | None, message: str, fields: dict[str, Any]) -> None:
         """Send a log line while the log's limit lasts; the pool cuts it off in any case."""

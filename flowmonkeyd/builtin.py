@@ -60,17 +60,21 @@ def keys_needed(step: Step) -> frozenset[str]:
 
 
 def child_result(
-    children: list[tuple[str, str, str, Mapping[str, Any], Mapping[str, Any] | None]],
-    fan_out: bool,
+    children: list[tuple[str, str, str, Mapping[str, Any] | None, Mapping[str, Any] | None]],
+    step: Step,
 ) -> TaskResult:
     """What a sub-flow step says once its children have ended.
 
     Each child is (execution id, flow id, status, context, error), in the order they were asked for.
+    The contexts are None when all of them are too large for one value: then the output has none,
+    and a step that would keep it fails.
     """
-    shown = [
+    fan_out = "forEach" in step.config
+    shown: list[dict[str, Any]] = [
         {"childExecutionId": child_id, "flowId": flow_id, "status": status, "context": context}
         for child_id, flow_id, status, context, _ in children
     ]
+    fits = all(child["context"] is not None for child in shown)
     failed = [
         {"childExecutionId": child_id, "status": status, "error": error}
         for child_id, _, status, _, error in children
@@ -83,6 +87,9 @@ def child_result(
         return TaskResult(
             Outcome.FAILURE, error=StepError("CHILD_FAILED", message, details=details)
         )
+    if not fits and step.output_key is not None:
+        message = "the contexts of the children are too large together for one context value"
+        return _no("CONTEXT_VALUE_TOO_LARGE", message)
     return TaskResult(Outcome.SUCCESS, output=shown if fan_out else shown[0])
 
 

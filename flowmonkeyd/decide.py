@@ -152,10 +152,6 @@ def resume(
         resume_token=None,
     )
     decision = Decision(execution, events=[("execution.resumed", step.id, None)])
-    if wait.kind is WaitKind.RETRY:
-        decision.next_step = step
-        return decision
-    decision.execution = replace(execution, attempt=0)
     sets: dict[str, Any] = {}
     if data is not NO_VALUE:
         if isinstance(data, Mapping):
@@ -168,6 +164,10 @@ def resume(
         if isinstance(change, StepError):
             return change
         decision.change = change
+    if wait.kind is WaitKind.RETRY:
+        decision.next_step = step
+        return decision
+    decision.execution = replace(execution, attempt=0)
     target = step.transitions.on_resume or step.transitions.on_success
     _go(decision, flow, context, target, "resume", now_ms, limits)
     return decision
@@ -354,6 +354,9 @@ def _failed(
         return
     if _may_retry(step.retry, execution.attempt, error):
         delay = backoff_ms(step.retry, execution.attempt)
+        if execution.step_count >= limits.steps_max:
+            _end_failed(decision, context, _too_many_steps(limits), now_ms, limits)
+            return
         decision.execution = replace(execution, attempt=execution.attempt + 1)
         data = {
             "attempt": execution.attempt + 1,
@@ -362,9 +365,7 @@ def _failed(
             "code": error.code,
         }
         decision.events.append(("step.retry", step.id, data))
-        if execution.step_count >= limits.steps_max:
-            _end_failed(decision, context, _too_many_steps(limits), now_ms, limits)
-        elif delay == 0:
+        if delay == 0:
             decision.next_step = step
         else:
             reason = f"retry {execution.attempt + 1}/{step.retry.max_attempts} after {delay} ms"
@@ -403,7 +404,8 @@ def _error_for_branch(
         change = context.change({ERROR_KEY: value}, limits)
         if isinstance(change, Change):
             return change
-    return None
+    change = context.change({}, limits, drops=frozenset({ERROR_KEY}))  # never an older error
+    return change if isinstance(change, Change) else None
 
 
 def _go(
@@ -430,10 +432,10 @@ def _go(
         error = StepError("INVALID_TRANSITION", message, retryable=False)
         _end_failed(decision, context, error, now_ms, limits)
         return
+    decision.execution = replace(execution, current_step_id=step.id, attempt=0)
     if execution.step_count >= limits.steps_max:
         _end_failed(decision, context, _too_many_steps(limits), now_ms, limits)
         return
-    decision.execution = replace(execution, current_step_id=step.id, attempt=0)
     decision.next_step = step
     decision.events.append(("transition", here, {"to": step.id, "outcome": why}))
 

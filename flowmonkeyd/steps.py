@@ -176,8 +176,10 @@ class Steps:
                     pins[_pin(ref)] = version
         return pins
 
-    def _start_children(self, tx: Tx, record: Record, result: TaskResult) -> list[str] | StepError:
-        """Make the children a sub-flow step asked for: their ids, or why it cannot be."""
+    def _start_children(
+        self, tx: Tx, record: Record, result: TaskResult
+    ) -> list[tuple[int, str]] | StepError:
+        """Make the children a sub-flow step asked for: their keys and ids, or why it cannot be."""
         if record.depth >= DEPTH_MAX:
             message = f"cannot start a sub-flow {DEPTH_MAX} levels deep; does it start itself?"
             return StepError("SUB_FLOW_ERROR", message, retryable=False)
@@ -193,11 +195,11 @@ class Steps:
                 metadata=child.metadata,
             )
             try:
-                self.start(tx, new, None, record, index)
+                key, _ = self.start(tx, new, None, record, index)
             except (NotFound, Invalid) as exc:
                 return StepError("SUB_FLOW_ERROR", exc.message, retryable=False)
             assert new.id is not None
-            made.append(new.id)
+            made.append((key, new.id))
         return made
 
     # --- what follows from an attempt ------------------------------------------------------------
@@ -216,9 +218,9 @@ class Steps:
             elif result.outcome is Outcome.WAIT:
                 assert result.wait is not None
                 decision = decide.park(record.execution, step, result.wait, tx.now_ms)
-                return self.save(tx, record, decision, task, len(children))
+                return self._parked(tx, record, decision, task, [key for key, _ in children])
             else:
-                result = replace(result, output=_started(children, result))
+                result = replace(result, output=_started([i for _, i in children], result))
         record = executions.with_keys(tx, record, decide.keys_to_finish(step))
         decision = decide.finish(
             flow, record.execution, record.context, result, tx.now_ms, self.limits
@@ -226,9 +228,24 @@ class Steps:
         self._write_history(tx, record, decision, result, task)
         return self.save(tx, record, decision, task)
 
+    def _parked(
+        self,
+        tx: Tx,
+        record: Record,
+        decision: decide.Decision,
+        task: tasks.TaskRow,
+        children: list[int],
+    ) -> Record:
+        """The attempt waits for its children; one whose handler is missing has ended already."""
+        live = set(executions.live_children(tx, record.key))
+        left = sum(child in live for child in children)
+        awaited = waits.Children(children[0], len(children), left)
+        record = self.save(tx, record, decision, task, awaited)
+        return record if left else self._children_ended(tx, record.key)
+
     def _children_savepoint(
         self, tx: Tx, record: Record, result: TaskResult
-    ) -> list[str] | StepError:
+    ) -> list[tuple[int, str]] | StepError:
         """All children or none: a refused one takes its sisters with it."""
         tx.execute("SAVEPOINT children")
         children = self._start_children(tx, record, result)
@@ -271,7 +288,7 @@ class Steps:
         record: Record,
         decision: decide.Decision,
         task: tasks.TaskRow | None = None,
-        children: int | None = None,
+        children: waits.Children | None = None,
     ) -> Record:
         """Write a decision: the execution, its events, and its next task, wait or end."""
         record = executions.save(tx, record, decision.execution, decision.change)
@@ -317,7 +334,12 @@ class Steps:
         return self.save(tx, record, decision)
 
     def _sleep(
-        self, tx: Tx, record: Record, wait: Wait, queued_at_ms: int, children: int | None
+        self,
+        tx: Tx,
+        record: Record,
+        wait: Wait,
+        queued_at_ms: int,
+        children: waits.Children | None,
     ) -> None:
         execution = record.execution
         step_id = execution.current_step_id
@@ -350,6 +372,25 @@ class Steps:
             step_id = record.execution.current_step_id
             ledger.append(tx, record.key, [("token.revoked", step_id, None)])
 
+    def due(self, tx: Tx, wait: waits.WaitRow) -> None:
+        """A wait is due: what follows is what came first, the wake-up, the wait's time-out or the
+        execution's, as if it had been seen at that moment (the daemon may have been down)."""
+        record = executions.load(tx, wait.execution)
+        deadline_ms = record.deadline_ms
+        assert deadline_ms is not None
+        wake_at_ms = wait.wait.wake_at_ms
+        if wake_at_ms is not None and wake_at_ms <= min(wait.timeout_at_ms, deadline_ms):
+            self.woken_or_failed(tx, record, wait, NO_VALUE)
+        elif wait.timeout_at_ms <= deadline_ms:
+            reason = "the execution waited longer than its limit"
+            self.cancelled(tx, record.key, CancelSource.TIMEOUT, reason, code="WAIT_TIMEOUT")
+        else:
+            self.overdue(tx, record.key)
+
+    def overdue(self, tx: Tx, key: int) -> None:
+        reason = "the execution took longer than its limit"
+        self.cancelled(tx, key, CancelSource.TIMEOUT, reason, code="EXECUTION_TIMEOUT")
+
     def woken_or_failed(self, tx: Tx, record: Record, wait: waits.WaitRow, data: Any) -> None:
         """As `woken`; data that breaks a limit fails the execution."""
         result = self.woken(tx, record, wait, data)
@@ -366,10 +407,10 @@ class Steps:
         tasks.drop(tx, record.key)
         if record.parent_key is None:
             return
-        if waits.child_ended(tx, record.parent_key) == 0:
+        if waits.child_ended(tx, record.parent_key, record.key) == 0:
             self._children_ended(tx, record.parent_key)
 
-    def _children_ended(self, tx: Tx, parent_key: int) -> None:
+    def _children_ended(self, tx: Tx, parent_key: int) -> Record:
         """The last child a parked sub-flow step waited for has ended: the attempt ends."""
         parent = executions.load(tx, parent_key)
         wait = waits.get(tx, parent_key)
@@ -377,22 +418,22 @@ class Steps:
         assert wait.children is not None
         flow = self.flow(tx, parent.flow_key, parent.flow_digest)
         step = flow.steps[wait.step_id]
-        children = [
-            executions.full_context(tx, child)
-            for child in executions.newest_children(tx, parent_key, wait.children)
-        ]
+        children = executions.children_from(tx, wait.children.first, wait.children.count)
+        fits = sum(c.context.total_bytes for c in children) <= self.limits.value_bytes_max
+        if fits:
+            children = [executions.full_context(tx, child) for child in children]
         result = builtin.child_result(
             [
                 (
                     c.execution.id,
                     c.execution.flow_id,
                     c.execution.status.value,
-                    c.context.values,
+                    c.context.values if fits else None,
                     c.execution.error,
                 )
                 for c in children
             ],
-            fan_out="forEach" in step.config,
+            step,
         )
         self.end_wait(tx, parent)
         parent = self._unparked(tx, parent)
@@ -410,7 +451,7 @@ class Steps:
             worker=None,
         )
         result = replace(result, duration_ms=tx.now_ms - wait.started_at_ms)
-        self.finished(tx, parent, flow, result, task)
+        return self.finished(tx, parent, flow, result, task)
 
     def cancelled(
         self,

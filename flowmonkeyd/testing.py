@@ -214,20 +214,22 @@ class FlowHarness:
                     return await self.get(execution_id)
             elif skip_waits and run.wake_at_ms is not None:
                 await self.engine.resume(execution_id)
+            elif run.wake_at_ms is not None and run.wake_at_ms <= self.clock.now_ms():
+                await self._fire_due()
             else:
                 return run
 
     async def settle(self) -> None:
         """Everything that can move, in the whole engine, until nothing can."""
-        moved = True
-        while moved:
+        seen, last = -1, 0
+        while seen != last:  # whatever moves leaves an event
+            seen = last
             await self._fire_due()
             while await self.engine.run_builtins():
                 pass
-            tasks = await self.engine.claim(Lane.SANDBOX, 64, "harness")
-            for task in tasks:
+            for task in await self.engine.claim(Lane.SANDBOX, 64, "harness"):
                 await self._run_task(task)
-            moved = bool(tasks)
+            last = await self.store.read(ledger.last_seq)
 
     def advance(self, ms: int) -> None:
         """Move the clock; what is then due is taken by the next tick, run or settle."""

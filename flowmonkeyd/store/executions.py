@@ -17,6 +17,7 @@ __all__ = [
     "Page",
     "Record",
     "all_keys",
+    "children_from",
     "context_text",
     "forget_expired_keys",
     "full_context",
@@ -26,7 +27,6 @@ __all__ = [
     "list_page",
     "live_children",
     "load",
-    "newest_children",
     "next_deadline_ms",
     "overdue",
     "remember_key",
@@ -303,13 +303,13 @@ def live_children(tx: Tx, key: int) -> list[int]:
     return [child for (child,) in rows.fetchall()]
 
 
-def newest_children(tx: Tx, parent: int, count: int) -> list[Record]:
-    """The newest `count` children of an execution, in the order they were asked for."""
+def children_from(tx: Tx, first: int, count: int) -> list[Record]:
+    """The `count` children made together from key `first`, in the order they were asked for."""
     rows = tx.execute(
-        f"SELECT {_COLUMNS}{_FROM} WHERE e.parent = ? ORDER BY e.key DESC LIMIT ?",
-        (parent, count),
-    ).fetchall()
-    return [_record(row) for row in reversed(rows)]
+        f"SELECT {_COLUMNS}{_FROM} WHERE e.key >= ? AND e.key < ? ORDER BY e.key LIMIT ?",
+        (first, first + count, count),
+    )
+    return [_record(row) for row in rows.fetchall()]
 
 
 def idempotent(tx: Tx, tenant: str, flow_id: str, name: str) -> int | None:

@@ -11,9 +11,11 @@ from flowmonkeyd.model import Wait, WaitKind
 from flowmonkeyd.store.store import Tx
 
 __all__ = [
+    "Children",
     "TokenRow",
     "WaitRow",
     "add_token",
+    "child_again",
     "child_ended",
     "due",
     "for_event",
@@ -28,14 +30,23 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
+class Children:
+    """The children a wait is for: `count` executions made in one transaction, so their keys run on
+    from `first`; other children of the same execution are none of its business."""
+
+    first: int
+    count: int
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
 class WaitRow:
     execution: int
     wait: Wait
     step_id: str
     started_at_ms: int
     timeout_at_ms: int
-    children: int | None
-    children_left: int | None
+    children: Children | None
     queued_at_ms: int
 
 
@@ -49,7 +60,7 @@ class TokenRow:
 
 _COLUMNS = (
     "execution, kind, step_id, reason, started_at_ms, wake_at_ms, timeout_at_ms, event, filter,"
-    " children, children_left, queued_at_ms"
+    " children_first, children, children_left, queued_at_ms"
 )
 
 
@@ -61,16 +72,16 @@ def insert(
     tenant: str,
     timeout_at_ms: int,
     queued_at_ms: int,
-    children: int | None = None,
+    children: Children | None = None,
 ) -> None:
-    """The execution sleeps. `children` is how many must end first, for a wait on children."""
+    """The execution sleeps. `children` says which must end first, for a wait on children."""
     due_at_ms = timeout_at_ms
     if wait.wake_at_ms is not None:
         due_at_ms = min(wait.wake_at_ms, timeout_at_ms)
     tx.execute(
         "INSERT INTO waits (execution, kind, step_id, reason, started_at_ms, wake_at_ms,"
-        " timeout_at_ms, due_at_ms, event, filter, tenant, children, children_left, queued_at_ms)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " timeout_at_ms, due_at_ms, event, filter, tenant, children_first, children,"
+        " children_left, queued_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             execution,
             wait.kind.value,
@@ -83,8 +94,9 @@ def insert(
             wait.event,
             None if wait.event_filter is None else jsontext.dumps(wait.event_filter),
             tenant,
-            children,
-            children,
+            children.first if children else None,
+            children.count if children else None,
+            children.left if children else None,
             queued_at_ms,
         ),
     )
@@ -100,13 +112,14 @@ def remove(tx: Tx, execution: int) -> None:
     tx.execute("DELETE FROM waits WHERE execution = ?", (execution,))
 
 
-def due(tx: Tx, limit: int) -> list[WaitRow]:
-    """Waits whose time or time-out has come, oldest first."""
-    rows = tx.execute(
-        f"SELECT {_COLUMNS} FROM waits WHERE due_at_ms <= ? ORDER BY due_at_ms LIMIT ?",
-        (tx.now_ms, limit),
-    )
-    return [_row(row) for row in rows.fetchall()]
+def due(tx: Tx) -> WaitRow | None:
+    """The oldest wait whose time or time-out has come. One at a time, because what ends one wait
+    may end others (a cancelled parent takes its children along)."""
+    row = tx.execute(
+        f"SELECT {_COLUMNS} FROM waits WHERE due_at_ms <= ? ORDER BY due_at_ms LIMIT 1",
+        (tx.now_ms,),
+    ).fetchone()
+    return _row(row) if row else None
 
 
 def for_event(tx: Tx, event: str, tenant: str, after: int, limit: int) -> list[WaitRow]:
@@ -119,12 +132,23 @@ def for_event(tx: Tx, event: str, tenant: str, after: int, limit: int) -> list[W
     return [_row(row) for row in rows.fetchall()]
 
 
-def child_ended(tx: Tx, parent: int) -> int | None:
-    """Count one child of a waiting parent down; how many are left, None if it does not wait."""
+def child_ended(tx: Tx, parent: int, child: int) -> int | None:
+    """One child fewer to wait for; how many are left, None if the parent does not wait for it."""
+    return _count_child(tx, parent, child, -1)
+
+
+def child_again(tx: Tx, parent: int, child: int) -> None:
+    """A child that had ended runs again: a parent that still waits for its sisters waits for it
+    too."""
+    _count_child(tx, parent, child, 1)
+
+
+def _count_child(tx: Tx, parent: int, child: int, change: int) -> int | None:
     row = tx.execute(
-        "UPDATE waits SET children_left = children_left - 1 WHERE execution = ? AND kind = 'child'"
+        "UPDATE waits SET children_left = children_left + :change WHERE execution = :parent"
+        " AND :child >= children_first AND :child < children_first + children"
         " RETURNING children_left",
-        (parent,),
+        {"parent": parent, "child": child, "change": change},
     ).fetchone()
     return row[0] if row else None
 
@@ -173,8 +197,9 @@ def _row(row: tuple[Any, ...]) -> WaitRow:
         timeout_at_ms,
         event,
         event_filter,
-        children,
-        children_left,
+        first,
+        count,
+        left,
         queued_at_ms,
     ) = row
     filters: Mapping[str, Any] | None = (
@@ -187,7 +212,6 @@ def _row(row: tuple[Any, ...]) -> WaitRow:
         step_id,
         started_at_ms,
         timeout_at_ms,
-        children,
-        children_left,
+        None if first is None else Children(first, count, left),
         queued_at_ms,
     )

@@ -133,11 +133,13 @@ CREATE TABLE waits (
     event TEXT,
     filter TEXT,
     tenant TEXT NOT NULL,
-    -- how many children it waits for, and how many have not ended
+    -- which children it waits for (keys from `children_first`), and how many have not ended
+    children_first INTEGER,
     children INTEGER,
     children_left INTEGER,
     queued_at_ms INTEGER NOT NULL,
     CHECK ((event IS NOT NULL) = (kind = 'event')),
+    CHECK ((children_first IS NOT NULL) = (kind = 'child')),
     CHECK ((children IS NOT NULL) = (kind = 'child')),
     CHECK ((children_left IS NOT NULL) = (kind = 'child'))
 ) STRICT;

@@ -1,33 +1,41 @@
 """Handler packages on disk: received, checked, unpacked once under their digest, never changed.
 
-A package is refused or kept whole: it is unpacked beside its place, flushed, and renamed into it,
-so that a crash leaves a leftover that the next start removes and never half a package. The files
-are read-only and readable by everyone, because the sandbox's user is nobody; the folder above is
-closed. Functions block: call them in a thread.
+A package is refused or kept whole: it is unpacked beside its place, checked, flushed, and renamed
+into it, so that a crash leaves a leftover that the next start removes and never half a package. The
+files are read-only and readable by everyone, because the sandbox's user is nobody; the folder above
+is closed. Functions block: call them in a thread.
 """
 
 from __future__ import annotations
 
-import hashlib
+import errno
+import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowmonkeyd.documents.archive import MANIFEST, read_archive
+from flowmonkeyd.documents.archive import MANIFEST, content_digest, read_archive
 from flowmonkeyd.documents.manifest import Manifest, parse_manifest
 from flowmonkeyd.errors import Invalid, Problem, Unavailable
 
-__all__ = ["Packages", "Received"]
+__all__ = ["Packages", "Received", "not_yet_run"]
 
 _INCOMING = "incoming-"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+# More than the checker's own limit of CPU time; a busy machine may be slow, not endless.
+_SYNTAX_TIMEOUT_S = 60
+_PROBLEMS_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A package that is on disk now."""
+    """A package that is on disk now; `size_bytes` counts its unpacked files."""
 
     manifest: Manifest
     manifest_json: str
@@ -49,35 +57,54 @@ class Packages:
             _remove(leftover)
 
     def path(self, digest: str) -> Path:
-        """Where the package with this digest is."""
+        """Where the package with this digest is, if it is here. ValueError for no digest."""
+        if not _DIGEST.fullmatch(digest):
+            raise ValueError(f"{digest!r} is not a package's digest")
         return self._root / digest
 
     def receive(self, data: bytes) -> Received:
-        """Check a package and put it on disk. Raises Invalid with every problem found."""
+        """Check a package (a ZIP) and put it on disk; the same again changes nothing.
+
+        Raises Invalid with every problem found, Unavailable when it cannot be written.
+        """
         files = read_archive(data)
         if MANIFEST not in files:
-            message = f"has no {MANIFEST} at its top"
-            raise Invalid(f"cannot accept the package: it {message}", problems=())
+            why = f"it has no {MANIFEST} at its top; pack the folder's content, not the folder"
+            raise Invalid(f"cannot accept the package: {why}", problems=(Problem("$", why),))
         manifest = parse_manifest(files[MANIFEST])
-        problems = _problems(manifest, files)
-        if problems:
-            count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
-            raise Invalid(f"cannot accept the package: {count}", problems=tuple(problems))
-        digest = _digest(files)
+        _refuse([*_missing(manifest, files), *not_yet_run(manifest)])
+        digest = content_digest(files)
         try:
             self._keep(digest, files)
         except OSError as exc:
-            raise Unavailable(f"cannot keep the package: {exc.strerror}") from exc
-        size_bytes = sum(map(len, files.values()))
-        text = files[MANIFEST].decode()
-        return Received(manifest, text, digest, size_bytes, tuple(sorted(files)))
+            full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise Unavailable(
+                f"cannot keep the package: {(exc.strerror or str(exc)).lower()}",
+                code="DISK_FULL" if full else None,
+            ) from exc
+        return Received(
+            manifest,
+            files[MANIFEST].decode(),
+            digest,
+            sum(map(len, files.values())),
+            tuple(sorted(files)),
+        )
 
-    def remove_unused(self, in_use: set[str]) -> list[str]:
-        """Remove packages whose digest is not in use; which."""
-        gone = [entry.name for entry in self._root.iterdir() if entry.name not in in_use]
-        for name in gone:
-            _remove(self._root / name)
-        return gone
+    def remove_unused(self, in_use: Collection[str]) -> list[str]:
+        """Remove the packages whose digest is not in use, and say which.
+
+        A package that was received and is not in the catalogue yet is unused: do not call this
+        while a handler is being published.
+        """
+        found = [name for name in os.listdir(self._root) if _DIGEST.fullmatch(name)]
+        unused = sorted(set(found) - set(in_use))
+        for name in unused:
+            # Out of its place at once, so that a crash leaves a leftover, not half a package.
+            leaving = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=self._root))
+            (self._root / name).rename(leaving)
+            _remove(leaving)
+        _flush(self._root)
+        return unused
 
     def _keep(self, digest: str, files: Mapping[str, bytes]) -> None:
         place = self.path(digest)
@@ -85,65 +112,78 @@ class Packages:
             return
         incoming = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=self._root))
         try:
-            for name, content in files.items():
-                target = incoming / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _write(target, content)
+            _unpack(files, incoming)
+            if any(name.endswith(".py") for name in files):
+                _refuse(_not_python(incoming))
             for folder, _, _ in os.walk(incoming, topdown=False):
-                os.chmod(folder, 0o755)
+                os.chmod(folder, 0o555)
                 _flush(Path(folder))
             try:
                 incoming.rename(place)
-            except OSError:
-                if not place.is_dir():  # else another request was first with the same content
+            except OSError as exc:
+                # Another request with the same content was first: it is the same package.
+                if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                _remove(incoming)
             _flush(self._root)
-        except BaseException:
+        finally:
             _remove(incoming)
-            raise
 
 
-def _problems(manifest: Manifest, files: Mapping[str, bytes]) -> list[Problem]:
+def not_yet_run(manifest: Manifest) -> list[Problem]:
+    """What this version cannot run yet, although the manifest is valid; empty for the rest."""
     found = []
     if manifest.runtime != "python":
-        message = f"runtime {manifest.runtime!r} cannot be run by this version; use python"
+        message = f"runtime {manifest.runtime!r} cannot be run by this version yet; use python"
         found.append(Problem("$.handler.runtime", message))
     if manifest.stateful:
-        message = "stateful handlers cannot be run by this version"
+        message = "stateful handlers cannot be run by this version yet; set it to false"
         found.append(Problem("$.handler.stateful", message))
     if manifest.network:
-        message = "handlers have no network in this version; set it to false"
+        message = "handlers have no network in this version yet; set it to false"
         found.append(Problem("$.execution.sandbox.network", message))
-    file = manifest.entrypoint.rpartition(":")[0]
-    if file not in files:
-        found.append(Problem("$.handler.entrypoint", f"there is no file {file!r} in the package"))
-    for name, content in files.items():
-        if name.endswith(".py"):
-            try:
-                compile(content, name, "exec", dont_inherit=True)
-            except (SyntaxError, ValueError, RecursionError, MemoryError) as exc:
-                line = getattr(exc, "lineno", None) or 1
-                message = getattr(exc, "msg", None) or str(exc)
-                found.append(Problem(f"{name}:{line}", f"is not Python: {message}"))
     return found
 
 
-def _digest(files: Mapping[str, bytes]) -> str:
-    """SHA-256 over the names and the SHA-256 of each content: how it was packed does not matter."""
-    total = hashlib.sha256()
-    for name in sorted(files):
-        total.update(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n".encode())
-    return total.hexdigest()
+def _missing(manifest: Manifest, files: Mapping[str, bytes]) -> list[Problem]:
+    file = manifest.entrypoint.rpartition(":")[0]
+    if file in files:
+        return []
+    return [Problem("$.handler.entrypoint", f"there is no file {file!r} in the package")]
 
 
-def _write(path: Path, content: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o444)
-    with os.fdopen(fd, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fchmod(file.fileno(), 0o444)
-        os.fsync(file.fileno())
+def _not_python(folder: Path) -> list[Problem]:
+    """Python files that do not compile, as problems at `file:line`."""
+    program = Path(__file__).with_name("syntax.py")
+    command = [sys.executable, "-I", "-S", "-B", str(program), str(folder)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, env={}, timeout=_SYNTAX_TIMEOUT_S, check=True
+        )
+        found = json.loads(done.stdout)
+    except (subprocess.SubprocessError, ValueError):
+        return [Problem("$", "its Python files take too much time or memory to compile")]
+    return [
+        Problem(f"{name}:{line}", f"is not Python: {message}")
+        for name, line, message in found[:_PROBLEMS_MAX]
+    ]
+
+
+def _refuse(problems: list[Problem]) -> None:
+    if problems:
+        count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+        raise Invalid(f"cannot accept the package: {count}", problems=tuple(problems))
+
+
+def _unpack(files: Mapping[str, bytes], folder: Path) -> None:
+    for name, content in files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o400)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), 0o444)  # whatever the umask
+            os.fsync(file.fileno())
 
 
 def _flush(folder: Path) -> None:
@@ -155,4 +195,7 @@ def _flush(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
+    """Remove a folder whose folders may be read-only; what cannot go stays a leftover."""
+    for folder, _, _ in os.walk(path):
+        os.chmod(folder, 0o700)
     shutil.rmtree(path, ignore_errors=True)

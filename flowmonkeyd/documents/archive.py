@@ -1,164 +1,247 @@
-"""Handler packages as ZIP bytes: packed the same every time, read by rejecting, never repairing.
+"""Handler packages as ZIP archives: write them reproducibly, read them without trust. Pure.
 
-Pure: bytes in, files out. A package is a ZIP of regular files with plain names, stored or deflated,
-its central directory and its local headers saying the same, nothing before, between or after. The
-standard library inflates; what a stranger's archive may look like is decided here.
+The reader refuses rather than repairs: what two programs could read differently (data between
+entries, names that collide, wrong sizes) is not a package. The list of entries is read by the
+standard library; everything it believes is checked here against the bytes, and nothing is inflated
+beyond a limit. It never touches a file.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import stat
 import struct
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from flowmonkeyd.errors import Invalid, Problem
 
-__all__ = ["MANIFEST", "pack_files", "read_archive"]
+__all__ = ["MANIFEST", "content_digest", "pack_files", "read_archive"]
 
 MANIFEST = "handler.json"
-ENTRIES_MAX = 1000
+FILES_MAX = 1000
 FILE_BYTES_MAX = 10 * 1024 * 1024
 TOTAL_BYTES_MAX = 50 * 1024 * 1024
-# Text deflates 3 to 10 times; beyond this an entry of any size is a bomb.
-RATIO_MAX = 100
+# Everything stored, and the headers of the most entries with their longest names.
+ARCHIVE_BYTES_MAX = TOTAL_BYTES_MAX + 2 * 1024 * 1024
+# Source text shrinks 3 to 10 times and dull tables 100 times; deflate's own limit is 1032.
+RATIO_MAX = 200
 RATIO_FROM_BYTES = 1024 * 1024
-NAME_BYTES_MAX = 255
+NAME_BYTES_MAX = 512
+SEGMENT_BYTES_MAX = 255  # NAME_MAX of every Linux file system
+DEPTH_MAX = 16
 
-_LOCAL = struct.Struct("<4sHHHHHIIIHH")
-_DATE = (1980, 1, 1, 0, 0, 0)
+# APPNOTE.TXT 4.3.7 and 4.3.16: local file header, end of central directory record.
+_LOCAL = struct.Struct("<4s5H3L2H")
+_END = struct.Struct("<4s4H2LH")
+# Bits 1 and 2 say how hard the writer tried, bit 11 that the name is UTF-8. All others mean
+# encryption, patches, or sizes that come after the data.
+_FLAGS_ALLOWED = 0x0806
+_UTF8 = 0x0800
+# Times and owners, which ordinary ZIP tools write (Info-ZIP's UT and ux, NTFS's). Not among them:
+# ZIP64's sizes and a second name.
+_EXTRA_ALLOWED = frozenset({0x5455, 0x7875, 0x000A})
+_NOT_IN_NAMES = frozenset('\\:*?"<>|')
 
 
 def pack_files(files: Mapping[str, bytes]) -> bytes:
-    """The ZIP of these files: the manifest first, the rest by name, no dates, so that the same
-    files give the same bytes."""
+    """A ZIP of `files` (relative name to content); the same files make the same bytes.
+
+    Raises Invalid for what `read_archive` would refuse.
+    """
+    _check_names(files)
+    _check_sizes({name: len(data) for name, data in files.items()})
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(files, key=lambda name: (name != MANIFEST, name)):
-            entry = zipfile.ZipInfo(name, _DATE)
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.create_system = 3
-            entry.external_attr = 0o100644 << 16
+            entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            entry.create_system = 3  # Unix, wherever this runs
+            entry.external_attr = (stat.S_IFREG | 0o644) << 16
+            entry.compress_type = _method(files[name])
             archive.writestr(entry, files[name])
     return buffer.getvalue()
 
 
-def read_archive(data: bytes) -> dict[str, bytes]:
-    """The files of a package. Raises Invalid, with the entry and the reason, for anything odd."""
+def read_archive(data: bytes) -> Mapping[str, bytes]:
+    """The files of a ZIP held in memory, by name; folders are not kept, files make them.
+
+    Raises Invalid for anything but regular stored or deflated files with relative, plain, distinct
+    NFC names within the limits, one after the other without gaps.
+    """
+    if len(data) > ARCHIVE_BYTES_MAX:
+        raise _refused(f"it has {len(data)} bytes, and at most {ARCHIVE_BYTES_MAX} are allowed")
+    entries = _entries(data)
+    for entry in entries:
+        _check_kind(entry)
+    _check_names(entry.orig_filename for entry in entries)
+    _check_sizes({e.orig_filename: e.file_size for e in entries})
+    files, at = {}, 0
+    for entry in sorted(entries, key=lambda e: e.header_offset):
+        content, at = _content(data, entry, at)
+        if not entry.orig_filename.endswith("/"):
+            files[entry.orig_filename] = content
+    if at != _END.unpack_from(data, len(data) - _END.size)[6]:
+        raise _refused("there are bytes between its files and its list of files")
+    return files
+
+
+def content_digest(files: Mapping[str, bytes]) -> str:
+    """SHA-256 of names and contents in hexadecimal: how they were packed makes no difference."""
+    whole = hashlib.sha256()
+    for name in sorted(files):
+        whole.update(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n".encode())
+    return whole.hexdigest()
+
+
+def _entries(data: bytes) -> list[zipfile.ZipInfo]:
+    if len(data) < _END.size:
+        raise _refused("it is not a ZIP archive")
+    end = _END.unpack_from(data, len(data) - _END.size)
+    signature, disk, first_disk, here, count, size, offset, comment = end
+    if signature != b"PK\x05\x06":
+        raise _refused("it is not a ZIP archive, or is cut short, or bytes follow it")
+    if disk or first_disk or here != count or comment or offset + size + _END.size != len(data):
+        raise _refused("its end record does not describe it (ZIP64 is not supported)")
+    if not 0 < count <= FILES_MAX:
+        raise _refused(f"it has {count} entries; 1 to {FILES_MAX} are allowed")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
-            _check_list(archive, entries, data)
-            files, total = {}, 0
-            for entry in entries:
-                content = _inflate(data, entry)
-                total += len(content)
-                if total > TOTAL_BYTES_MAX:
-                    raise _refused(entry.filename, f"the package is over {TOTAL_BYTES_MAX} bytes")
-                files[entry.filename] = content
-            return files
-    except (zipfile.BadZipFile, zlib.error, struct.error, ValueError, EOFError) as exc:
-        raise _refused(None, f"it is not a ZIP archive that can be read: {exc}") from None
-    except (NotImplementedError, RuntimeError, OverflowError, UnicodeError) as exc:
-        raise _refused(None, f"it uses what packages may not use: {exc}") from None
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OSError) as exc:
+        raise _refused(f"its list of files cannot be read ({exc})") from None
+    if len(entries) != count:
+        raise _refused(f"its end record counts {count} entries and its list has {len(entries)}")
+    return entries
 
 
-def _check_list(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], data: bytes) -> None:
-    if not entries:
-        raise _refused(None, "it is empty")
-    if len(entries) > ENTRIES_MAX:
-        raise _refused(None, f"it has more than {ENTRIES_MAX} entries")
-    if archive.comment:
-        raise _refused(None, "it has a comment")
-    folded: dict[str, str] = {}
-    folders: set[str] = set()
-    at = 0
-    for entry in sorted(entries, key=lambda entry: entry.header_offset):
-        _check_entry(entry)
-        key = unicodedata.normalize("NFC", entry.filename).casefold()
-        if key in folded:
-            raise _refused(entry.filename, f"stands twice (as {folded[key]!r})")
-        folded[key] = entry.filename
-        parts = key.split("/")
-        folders.update("/".join(parts[:n]) for n in range(1, len(parts)))
-        if entry.header_offset != at:
-            raise _refused(entry.filename, "there is data between the entries")
-        at = _check_local(entry, data)
-    if clash := folders & folded.keys():
-        raise _refused(folded[min(clash)], "is a file and a folder at once")
-    if at != archive.start_dir:
-        raise _refused(None, "there is data between the entries and their list")
-
-
-def _check_entry(entry: zipfile.ZipInfo) -> None:
-    name = entry.filename
-    parts = name.split("/")
-    if (
-        name != entry.orig_filename
-        or not name
-        or len(name.encode()) > NAME_BYTES_MAX
-        or name != unicodedata.normalize("NFC", name)
-        or any(part in ("", ".", "..") for part in parts)
-        or "\\" in name
-        or ":" in parts[0][1:2]
-        or any(ord(char) < 32 or ord(char) == 127 for char in name)
-    ):
-        raise _refused(name, "is not a plain relative path")
-    kind = (entry.external_attr >> 16) & 0o170000
-    if kind not in (0, 0o100000) or entry.is_dir():
-        raise _refused(name, "is not a regular file")
-    if entry.flag_bits & ~0x0806:  # deflate's level and UTF-8 names only
-        raise _refused(name, "is encrypted or streamed")
+def _check_kind(entry: zipfile.ZipInfo) -> None:
+    name, folder = entry.orig_filename, entry.orig_filename.endswith("/")
+    kind = stat.S_IFMT(entry.external_attr >> 16)
+    if kind not in (0, stat.S_IFDIR if folder else stat.S_IFREG):
+        raise _refused(f"{name!r} is a link, device or folder and not a regular file")
+    if entry.flag_bits & ~_FLAGS_ALLOWED:
+        raise _refused(
+            f"{name!r} is encrypted or was written as a stream; pack it without encryption, to a "
+            "file"
+        )
+    if entry.comment or not _plain_extra(entry.extra):
+        raise _refused(f"{name!r} has a comment or an extra field that is not a time or owner")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise _refused(name, "is compressed in a way that is not stored or deflated")
-    if entry.extra or entry.comment:
-        raise _refused(name, "has an extra field or a comment")
-    if entry.file_size > FILE_BYTES_MAX:
-        raise _refused(name, f"is over {FILE_BYTES_MAX} bytes")
+        raise _refused(f"{name!r} is neither stored nor deflated (method {entry.compress_type})")
+    if folder and (entry.file_size or entry.compress_size):
+        raise _refused(f"{name!r} is a folder with content")
+    if entry.file_size > RATIO_FROM_BYTES and entry.file_size > RATIO_MAX * entry.compress_size:
+        raise _refused(f"{name!r} grows more than {RATIO_MAX} times when inflated")
 
 
-def _check_local(entry: zipfile.ZipInfo, data: bytes) -> int:
-    """The local header says what the list says; where the entry's data ends."""
-    start = entry.header_offset
-    header = _LOCAL.unpack_from(data, start)
-    magic, _, flags, method, _, _, crc, packed, size, name_length, extra_length = header
-    name_at = start + _LOCAL.size
-    name = data[name_at : name_at + name_length]
-    encoding = "utf-8" if entry.flag_bits & 0x800 else "cp437"
-    if (
-        magic != b"PK\x03\x04"
-        or flags != entry.flag_bits
-        or method != entry.compress_type
-        or (crc, packed, size) != (entry.CRC, entry.compress_size, entry.file_size)
-        or extra_length
-        or name.decode(encoding) != entry.filename
-    ):
-        raise _refused(entry.filename, "has a header that differs from the list's entry")
-    return name_at + len(name) + int(packed)
+def _content(data: bytes, entry: zipfile.ZipInfo, at: int) -> tuple[bytes, int]:
+    """The inflated content of the entry that must start at `at`, and where it ends."""
+    name = entry.orig_filename
+    if entry.header_offset != at or at + _LOCAL.size > len(data):
+        raise _refused(f"{name!r} does not follow the file before it")
+    header = _LOCAL.unpack_from(data, at)
+    signature, _, flags, method, _, _, crc, packed_size, size, name_size, extra_size = header
+    listed = (entry.flag_bits, entry.compress_type, entry.CRC, entry.compress_size, entry.file_size)
+    at += _LOCAL.size
+    own_name = data[at : at + name_size]
+    encoded = name.encode("utf-8" if flags & _UTF8 else "cp437", "replace")
+    found = (flags, method, crc, packed_size, size)
+    if signature != b"PK\x03\x04" or found != listed or own_name != encoded:
+        raise _refused(f"{name!r} differs from what the list of files says of it")
+    if not _plain_extra(data[at + name_size : at + name_size + extra_size]):
+        raise _refused(f"{name!r} has an extra field that is not a time or owner")
+    at += name_size + extra_size
+    end = at + packed_size
+    packed = data[at:end]
+    content = packed if method == zipfile.ZIP_STORED else _inflated(packed, size)
+    if len(packed) != packed_size or content is None or len(content) != size:
+        raise _refused(f"{name!r} is damaged: its size is not what its header says")
+    if zlib.crc32(content) != crc:
+        raise _refused(f"{name!r} is damaged: its checksum is wrong")
+    return content, end
 
 
-def _inflate(data: bytes, entry: zipfile.ZipInfo) -> bytes:
-    start = entry.header_offset
-    name_length = _LOCAL.unpack_from(data, start)[9]
-    begin = start + _LOCAL.size + name_length
-    packed = data[begin : begin + entry.compress_size]
-    if entry.compress_type == zipfile.ZIP_STORED:
-        content = packed
-    else:
-        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        # One byte more than promised tells a lie about the size before it costs memory.
-        content = inflater.decompress(packed, entry.file_size + 1)
-        if not inflater.eof or inflater.unused_data or inflater.unconsumed_tail:
-            raise _refused(entry.filename, "does not end where its header says")
-    if len(content) != entry.file_size or zlib.crc32(content) != entry.CRC:
-        raise _refused(entry.filename, "is not what its size and checksum say")
-    if len(content) > RATIO_FROM_BYTES and len(content) > RATIO_MAX * max(1, len(packed)):
-        raise _refused(entry.filename, f"is compressed more than {RATIO_MAX} times")
-    return content
+def _plain_extra(extra: bytes) -> bool:
+    at = 0
+    while at + 4 <= len(extra):
+        kind, size = struct.unpack_from("<HH", extra, at)
+        if kind not in _EXTRA_ALLOWED:
+            return False
+        at += 4 + size
+    return at == len(extra)
 
 
-def _refused(name: str | None, why: str) -> Invalid:
-    what = f"{name!r} {why}" if name is not None else why
-    return Invalid(f"cannot accept the package: {what}", problems=(Problem(name or "$", why),))
+def _inflated(packed: bytes, size: int) -> bytes | None:
+    """At most one byte more than `size`; None when it is no whole deflate stream."""
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        content = stream.decompress(packed, size + 1)
+    except zlib.error:
+        return None
+    return content if stream.eof and not stream.unused_data else None
+
+
+def _check_sizes(sizes: Mapping[str, int]) -> None:
+    if len(sizes) > FILES_MAX:
+        raise _refused(f"it has {len(sizes)} files; at most {FILES_MAX} are allowed")
+    for name, size in sizes.items():
+        if size > FILE_BYTES_MAX:
+            raise _refused(f"{name!r} has {size} bytes; a file may have {FILE_BYTES_MAX}")
+    if sum(sizes.values()) > TOTAL_BYTES_MAX:
+        raise _refused(f"its files have more than {TOTAL_BYTES_MAX} bytes together")
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Plain relative names, no two of which could be one file on any file system."""
+    files, folders, seen = set[str](), set[str](), set[str]()
+    for name in names:
+        wrong = _wrong_name(name)
+        if wrong:
+            raise _refused(f"the name {name!r} {wrong}")
+        key = unicodedata.normalize("NFC", name.removesuffix("/").casefold())
+        if key in seen:
+            raise _refused(f"the name {name!r} stands twice (upper and lower case are the same)")
+        seen.add(key)
+        (folders if name.endswith("/") else files).add(key)
+        parts = key.split("/")
+        folders.update("/".join(parts[:depth]) for depth in range(1, len(parts)))
+    both = sorted(files & folders)
+    if both:
+        raise _refused(f"{both[0]!r} is both a file and a folder")
+
+
+def _wrong_name(name: str) -> str | None:
+    segments = name.removesuffix("/").split("/")
+    if any(segment in ("", ".", "..") for segment in segments):
+        return "is absolute or has an empty, '.' or '..' part; use names below the handler's folder"
+    if not name.isprintable() or _NOT_IN_NAMES & set(name) or not _encodable(name):
+        return "has characters that names in a package may not have"
+    if name != unicodedata.normalize("NFC", name):
+        return "is not in Unicode's composed form (NFC)"
+    if len(segments) > DEPTH_MAX or len(name.encode()) > NAME_BYTES_MAX:
+        return f"is longer than {NAME_BYTES_MAX} bytes or deeper than {DEPTH_MAX} folders"
+    if any(len(segment.encode()) > SEGMENT_BYTES_MAX for segment in segments):
+        return f"has a part of more than {SEGMENT_BYTES_MAX} bytes"
+    return None
+
+
+def _encodable(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _method(content: bytes) -> int:
+    """Deflate, unless the reader would take the result for a bomb."""
+    big = len(content) > RATIO_FROM_BYTES
+    bomb = big and len(content) > RATIO_MAX * len(zlib.compress(content))
+    return zipfile.ZIP_STORED if bomb else zipfile.ZIP_DEFLATED
+
+
+def _refused(why: str) -> Invalid:
+    return Invalid(f"cannot read the package: {why}", problems=(Problem("$", why),))

@@ -121,7 +121,7 @@ def serving(path: str) -> Iterator[Daemon]:
         do_GET = do_PUT = do_POST = do_DELETE = answer
 
     class Server(ThreadingMixIn, UnixStreamServer):
-        daemon_threads = True
+        daemon_threads = False  # server_close waits for those that answer
 
     server = Server(path, Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

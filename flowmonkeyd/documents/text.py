@@ -1,12 +1,16 @@
 """JSON and YAML text to plain JSON values, with line and column where it cannot be read.
 
-YAML is read with the safe loader of PyYAML cut down to JSON: no dates, no tags, no anchors (an
-alias can make a small text enormous), no duplicate keys.
+YAML is read as events, which cannot exhaust the stack, and cut down to JSON: no dates, no tags, no
+anchors (an alias can make a small text enormous), no duplicate keys. JSON may not have duplicate
+keys either: which of them counts would be a guess.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flowmonkeyd import jsontext
@@ -15,14 +19,14 @@ from flowmonkeyd.errors import Invalid, Problem
 if TYPE_CHECKING:
     import yaml
 
-__all__ = ["parse_documents", "parse_text"]
+__all__ = ["DEPTH_MAX", "not_json", "parse_documents", "parse_text"]
 
-# Deeper than any flow; a text of brackets ends here and not in the C stack.
+# Deeper than any flow or manifest; everything that walks a document may recurse this far.
 DEPTH_MAX = 64
 TEXT_BYTES_MAX = 4 * 1024 * 1024
-_TAGS = frozenset(
-    {"map", "seq", "str", "timestamp", "merge", "value", "null", "bool", "int", "float"}
-)
+DOCUMENTS_MAX = 1000
+# `{a: 1}` is YAML; what begins as JSON must be JSON to its end.
+_LIKE_JSON = re.compile(r"\s*(\{\s*[\"}]|\{\s*$|\[)")
 
 
 def parse_text(text: str | bytes) -> Mapping[str, Any]:
@@ -39,103 +43,195 @@ def parse_documents(text: str | bytes) -> list[Mapping[str, Any]]:
         raise _unreadable(f"the text is longer than {TEXT_BYTES_MAX} bytes")
     if isinstance(text, bytes):
         try:
-            text = text.decode()
+            text = text.decode("utf-8-sig")
         except UnicodeDecodeError as exc:
             raise _unreadable(f"byte {exc.start} is not UTF-8") from None
-    if text.lstrip().startswith(("{", "[")):
-        try:
-            values = [jsontext.loads(text)]
-        except ValueError as exc:
-            values = _yaml(text, str(exc))
-    else:
-        values = _yaml(text, None)
+    text = text.removeprefix("\ufeff")
+    values = [_json(text)] if _LIKE_JSON.match(text) else list(_yaml(text))
     for value in values:
         if not isinstance(value, dict):
-            raise _unreadable(f"expected an object and found {type(value).__name__}")
+            raise _unreadable(f"expected an object and found {_kind(value)}")
+        problem = not_json(value)
+        if problem is not None:
+            raise Invalid(f"cannot read the document: {problem.message}", problems=(problem,))
     return values
 
 
-def _yaml(text: str, json_problem: str | None) -> list[Any]:
-    """YAML's flow style is JSON and more; a text that is neither is told as what it looks like."""
+def not_json(value: Any, path: str = "$", depth: int = 0) -> Problem | None:
+    """The first thing in a value that JSON text between programs cannot hold, None for none."""
+    if depth > DEPTH_MAX:
+        return Problem(path, f"nested deeper than {DEPTH_MAX} levels")
+    if isinstance(value, Mapping):
+        for key, member in value.items():
+            if not isinstance(key, str):
+                return Problem(path, f"the key {key!r} is not text")
+            found = _bad_text(key, path) or not_json(member, f"{path}.{key}", depth + 1)
+            if found is not None:
+                return found
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            found = not_json(item, f"{path}[{number}]", depth + 1)
+            if found is not None:
+                return found
+    elif isinstance(value, str):
+        return _bad_text(value, path)
+    elif isinstance(value, float):
+        return None if math.isfinite(value) else Problem(path, f"{value} is not a JSON number")
+    elif value is not None and not isinstance(value, int):
+        return Problem(path, f"a {type(value).__name__} is not a JSON value")
+    return None
+
+
+def _bad_text(text: str, path: str) -> Problem | None:
+    if text.isascii():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return Problem(path, "the text has half of a surrogate pair")
+    return None
+
+
+def _json(text: str) -> Any:
+    try:
+        jsontext.loads(text)
+    except ValueError as exc:
+        raise _unreadable(f"not JSON: {exc}") from None
+    try:
+        # jsontext is strict and tells line and column; only this parser shows duplicate keys.
+        return json.loads(text, object_pairs_hook=_members)
+    except ValueError as exc:
+        raise _unreadable(str(exc)) from None
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return members
+
+
+def _yaml(text: str) -> Iterator[Any]:
     import yaml
 
     try:
-        return [
-            _Builder().value(node, 0)
-            for node in yaml.compose_all(text, Loader=yaml.CSafeLoader)
-            if node is not None
-        ]
-    except (yaml.YAMLError, RecursionError) as exc:
-        if json_problem is not None:
-            raise _unreadable(f"not JSON: {json_problem}") from None
+        loader = yaml.CSafeLoader(text)
+        try:
+            yield from _Events(loader).documents()
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as exc:
         mark = getattr(exc, "problem_mark", None)
         where = f" at line {mark.line + 1} column {mark.column + 1}" if mark else ""
-        what = getattr(exc, "problem", None) or str(exc) or "nested too deeply"
+        what = getattr(exc, "problem", None) or str(exc).partition("\n")[0]
         raise _unreadable(f"not YAML: {what}{where}") from None
 
 
-class _Builder:
-    """Nodes of PyYAML to JSON values, refusing what JSON has not."""
+class _Events:
+    """PyYAML's events to JSON values. Its own composer recurses in C without a limit."""
 
-    def __init__(self) -> None:
-        self._seen: set[int] = set()
+    def __init__(self, loader: yaml.CSafeLoader) -> None:
+        self._loader = loader
 
-    def value(self, node: yaml.Node, depth: int) -> Any:
+    def _next(self) -> Any:
+        return self._loader.get_event()
+
+    def documents(self) -> Iterator[Any]:
+        import yaml
+
+        count = 0
+        while True:
+            event = self._next()
+            if event is None or isinstance(event, yaml.StreamEndEvent):
+                return
+            if isinstance(event, yaml.DocumentStartEvent):
+                count += 1
+                if count > DOCUMENTS_MAX:
+                    raise _bad(event, f"more than {DOCUMENTS_MAX} documents")
+                first = self._next()
+                empty = isinstance(first, yaml.ScalarEvent) and not first.value
+                if not (empty and first.start_mark.index == first.end_mark.index):
+                    yield self._value(first, 0)
+
+    def _value(self, event: Any, depth: int) -> Any:
         import yaml
 
         if depth > DEPTH_MAX:
-            raise self._bad(node, f"nested deeper than {DEPTH_MAX} levels")
-        if id(node) in self._seen:
-            raise self._bad(node, "anchors and aliases are not supported; write the value out")
-        self._seen.add(id(node))
-        if node.tag.removeprefix("tag:yaml.org,2002:") not in _TAGS:
-            raise self._bad(node, f"the tag {node.tag} is not supported")
-        if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, depth)
-        if isinstance(node, yaml.SequenceNode):
-            return [self.value(item, depth + 1) for item in node.value]
-        return self._scalar(node)
+            raise _bad(event, f"nested deeper than {DEPTH_MAX} levels")
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            raise _bad(event, "anchors and aliases are not supported; write the value out")
+        if isinstance(event, yaml.ScalarEvent):
+            return self._scalar(event)
+        if event.tag not in (None, "!"):
+            raise _bad(event, f"the tag {event.tag} is not supported")
+        if isinstance(event, yaml.SequenceStartEvent):
+            items = []
+            while not isinstance(event := self._next(), yaml.SequenceEndEvent):
+                items.append(self._value(event, depth + 1))
+            return items
+        return self._mapping(depth)
 
-    def _mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key = key_node.value
-            if not isinstance(key, str):
-                raise self._bad(key_node, "a key must be text")
-            if key in result:
-                raise self._bad(key_node, f"the key {key!r} stands twice")
-            result[key] = self.value(value_node, depth + 1)
-        return result
+    def _mapping(self, depth: int) -> dict[str, Any]:
+        import yaml
 
-    def _scalar(self, node: yaml.Node) -> Any:
-        tag, text = node.tag.removeprefix("tag:yaml.org,2002:"), node.value
+        members: dict[str, Any] = {}
+        while not isinstance(event := self._next(), yaml.MappingEndEvent):
+            if not isinstance(event, yaml.ScalarEvent) or event.anchor is not None:
+                raise _bad(event, "a key must be text")
+            if event.value in members:
+                raise _bad(event, f"the key {event.value!r} stands twice")
+            members[event.value] = self._value(self._next(), depth + 1)
+        return members
+
+    def _scalar(self, event: Any) -> Any:
+        import yaml
+
+        tag = event.tag
+        if tag in (None, "!"):
+            resolve: Any = self._loader.resolve
+            tag = resolve(yaml.ScalarNode, event.value, event.implicit)
+        tag, text = tag.removeprefix("tag:yaml.org,2002:"), event.value
         if tag in ("str", "timestamp", "merge", "value"):
             return text
         if tag == "null":
             return None
-        if tag == "bool":
-            return text.lower() in ("true", "yes", "on")
+        if tag == "bool" and text.lower() in _BOOLEANS:
+            return _BOOLEANS[text.lower()]
         if tag in ("int", "float"):
-            try:
-                return jsontext.loads(text.replace("_", ""))
-            except ValueError:
-                return self._number(node, tag, text)
-        raise self._bad(node, f"{text!r} is not what its tag {node.tag} says")
+            return _number(event, text)
+        raise _bad(event, f"the tag {event.tag} is not supported")
 
-    def _number(self, node: yaml.Node, tag: str, text: str) -> Any:
-        try:
-            value = int(text, 0) if tag == "int" else float(text)
-        except ValueError:
-            raise self._bad(node, f"{text!r} is not a number that JSON has") from None
-        if value != value or value in (float("inf"), float("-inf")):
-            raise self._bad(node, f"{text!r} is not a number that JSON has")
-        return value
 
-    @staticmethod
-    def _bad(node: yaml.Node, problem: str) -> yaml.YAMLError:
-        import yaml
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
-        return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+def _number(event: Any, text: str) -> int | float:
+    """A number that reads the same to everyone: `010` is 8 to some, `1:30` is 90."""
+    plain = text.replace("_", "").removeprefix("+")
+    try:
+        if plain.lower().startswith("0x"):
+            return int(plain, 16)
+        if plain.startswith(".") and plain[1:2].isdigit():
+            plain = "0" + plain
+        value = jsontext.loads(plain.removesuffix(".") if plain[-2:-1].isdigit() else plain)
+    except ValueError:
+        value = None
+    if not isinstance(value, int | float):
+        raise _bad(event, f"{text[:40]!r} is not a plain number; put it in quotes if it is text")
+    return value
+
+
+def _bad(event: Any, problem: str) -> yaml.YAMLError:
+    import yaml
+
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+
+
+def _kind(value: Any) -> str:
+    kinds = {list: "a list", str: "text", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number")
 
 
 def _unreadable(what: str) -> Invalid:

@@ -187,13 +187,12 @@ class Engine:
             made = []
             for number, new in enumerate(batch):
                 try:
-                    key, created = self._steps.start(tx, new, by)
+                    made.append(Submitted(*self._steps.start(tx, new, by)))
                 except (Invalid, NotFound, Conflict) as exc:
                     if len(batch) == 1:
                         raise
                     message = f"{exc.message} (item {number})"
                     raise type(exc)(message, exc.code, exc.problems) from exc
-                made.append(Submitted(executions.shown(tx, key), created))
             return made
 
         return await self.store.write(change)

@@ -102,6 +102,7 @@ class Daemon:
             return self._health(pool, dispatcher)
 
         store.on_commit = committed
+        store.before_commit = engine.run_ready
         api = Api(engine, packages, feed, settings, health, metrics.render)
         server = Server(
             application(api), settings.socket, settings.api.socketMode, systemd.listen_fds()

@@ -72,8 +72,11 @@ class Steps:
             self._flows.move_to_end(digest)
         return flow
 
-    def find_flow(self, tx: Tx, ref: str) -> tuple[int, Flow]:
-        """The flow a reference names: `order` (the newest version) or `order@1.0.0`."""
+    def find_flow(self, tx: Tx, ref: str) -> tuple[int, str, Flow]:
+        """(key, digest, flow) of a reference: `order` (the newest version) or `order@1.0.0`."""
+        known: tuple[int, str, Flow] | None = tx.memo.get(("flow", ref))
+        if known is not None:
+            return known
         flow_id, version = split_ref(ref)
         if version is None:
             version = newest(catalog.flow_versions(tx, flow_id), None)
@@ -81,7 +84,9 @@ class Steps:
         if found is None:
             message = f"no flow {ref!r}; apply it first, or see `flowctl flow list`"
             raise NotFound(message, code="FLOW_NOT_FOUND")
-        return found[0], self.flow(tx, *found)
+        flow = self.flow(tx, *found)
+        tx.memo["flow", ref] = *found, flow
+        return *found, flow
 
     def resolve(self, tx: Tx, ref: HandlerRef, pins: Mapping[str, str]) -> tuple[Lane, str] | None:
         """The lane and version a handler reference means for an execution with these pins."""
@@ -101,19 +106,24 @@ class Steps:
         by: str | None,
         parent: Record | None = None,
         child_index: int | None = None,
-    ) -> tuple[int, bool]:
-        """Make an execution, or find the one its idempotency key names: (key, made)."""
+    ) -> tuple[Record, bool]:
+        """Make an execution, or find the one its idempotency key names: (record, made)."""
         flow_id, _ = split_ref(new.flow_ref)
         if new.idempotency_key is not None:
             known = executions.idempotent(tx, new.tenant_id, flow_id, new.idempotency_key)
             if known is not None:
                 data = {"idempotencyKey": new.idempotency_key}
                 ledger.append(tx, known, [("idempotency.hit", None, data)])
-                return known, False
-        flow_key, flow = self.find_flow(tx, new.flow_ref)
+                return executions.shown(tx, known), False
+        flow_key, digest, flow = self.find_flow(tx, new.flow_ref)
         change = Context().change(new.context, self.limits)
         if isinstance(change, StepError):
             raise Invalid(f"cannot start {new.flow_ref!r}: {change.message}", code=change.code)
+        if new.parent_id is not None:
+            parent_key = executions.key_of(tx, new.parent_id)
+            if parent_key is None:
+                raise NotFound(f"cannot start: no parent execution {new.parent_id!r}")
+            parent = executions.load(tx, parent_key)
         execution = Execution(
             id=new.id or self.ids.execution_id(tx.now_ms),
             flow_id=flow.id,
@@ -127,28 +137,16 @@ class Steps:
             updated_at_ms=tx.now_ms,
             idempotency_key=new.idempotency_key,
             metadata=new.metadata,
+            parent_execution_id=parent.execution.id if parent else None,
         )
         if new.id is not None and executions.key_of(tx, new.id) is not None:
             message = f"cannot start: an execution with the id {new.id!r} exists already"
             raise Conflict(message, code="EXECUTION_EXISTS")
-        if new.parent_id is not None:
-            parent_key = executions.key_of(tx, new.parent_id)
-            if parent_key is None:
-                raise NotFound(f"cannot start: no parent execution {new.parent_id!r}")
-            parent = executions.load(tx, parent_key)
         pins = self._pins(tx, flow)
-        timeouts = new.timeouts
-        key = executions.insert(
-            tx,
-            execution,
-            flow_key,
-            pins,
-            change,
-            parent,
-            child_index,
-            timeouts.execution_ms,
-            timeouts.wait_ms,
+        record = executions.insert(
+            tx, execution, (flow_key, digest), pins, change, parent, child_index, new.timeouts
         )
+        key = record.key
         if new.idempotency_key is not None:
             window_ms = new.idempotency_window_ms
             executions.remember_key(tx, new.tenant_id, flow_id, new.idempotency_key, key, window_ms)
@@ -159,15 +157,19 @@ class Steps:
         step = flow.steps[flow.initial_step_id]
         found = self.resolve(tx, step.handler, pins)
         if found is None:
-            self._no_handler(tx, executions.load(tx, key), step)
+            self._no_handler(tx, record, step)
+            record = executions.shown(tx, key)
         else:
             lane, version = found
             priority = tasks.PRIORITIES.index(execution.priority)
             tasks.enqueue(tx, key, step.id, 0, lane, step.handler.type, version, priority)
-        return key, True
+        return record, True
 
     def _pins(self, tx: Tx, flow: Flow) -> dict[str, str]:
-        pins = {}
+        known: dict[str, str] | None = tx.memo.get(("pins", flow.id, flow.version))
+        if known is not None:
+            return known
+        pins = tx.memo["pins", flow.id, flow.version] = {}
         for step in flow.steps.values():
             ref = step.handler
             if ref.type not in builtin.TYPES and ref.type not in self.local_types:
@@ -195,11 +197,11 @@ class Steps:
                 metadata=child.metadata,
             )
             try:
-                key, _ = self.start(tx, new, None, record, index)
+                child_record, _ = self.start(tx, new, None, record, index)
             except (NotFound, Invalid) as exc:
                 return StepError("SUB_FLOW_ERROR", exc.message, retryable=False)
             assert new.id is not None
-            made.append((key, new.id))
+            made.append((child_record.key, new.id))
         return made
 
     # --- what follows from an attempt ------------------------------------------------------------

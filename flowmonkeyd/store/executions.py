@@ -9,7 +9,7 @@ from typing import Any
 
 from flowmonkeyd import jsontext
 from flowmonkeyd.context import Change, Context
-from flowmonkeyd.model import Execution, ExecutionStatus
+from flowmonkeyd.model import Execution, ExecutionStatus, Timeouts
 from flowmonkeyd.store.store import Tx
 from flowmonkeyd.store.tasks import PRIORITIES
 
@@ -79,17 +79,18 @@ _SHOWN_FROM = " LEFT JOIN executions p ON p.key = e.parent LEFT JOIN waits w ON 
 def insert(
     tx: Tx,
     execution: Execution,
-    flow_key: int,
+    flow: tuple[int, str],
     pins: Mapping[str, str],
     change: Change,
     parent: Record | None,
     child_index: int | None,
-    execution_ms: int,
-    wait_ms: int,
-) -> int:
-    """Add an execution and return its key. Raises sqlite3.IntegrityError when the id is taken."""
-    deadline_ms = execution.created_at_ms + execution_ms
+    timeouts: Timeouts,
+) -> Record:
+    """Add an execution of `flow` (key, digest). Raises sqlite3.IntegrityError: the id is taken."""
+    deadline_ms = execution.created_at_ms + timeouts.execution_ms
     context = change.context
+    depth = parent.depth + 1 if parent else 0
+    parent_key = parent.key if parent else None
     cursor = tx.execute(
         "INSERT INTO executions (id, flow, pins, status, step_id, step_count, attempt, tenant,"
         " priority, context, spilled, context_bytes, metadata, idempotency_key, parent,"
@@ -97,7 +98,7 @@ def insert(
         " VALUES (?, ?, ?, ?, ?, 0, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             execution.id,
-            flow_key,
+            flow[0],
             jsontext.dumps(pins) if pins else None,
             execution.status.value,
             execution.current_step_id,
@@ -108,11 +109,11 @@ def insert(
             context.total_bytes,
             jsontext.dumps(execution.metadata) if execution.metadata else None,
             execution.idempotency_key,
-            parent.key if parent else None,
+            parent_key,
             child_index,
-            parent.depth + 1 if parent else 0,
-            execution_ms,
-            wait_ms,
+            depth,
+            timeouts.execution_ms,
+            timeouts.wait_ms,
             execution.created_at_ms,
             execution.updated_at_ms,
             deadline_ms,
@@ -122,7 +123,20 @@ def insert(
     assert key is not None
     _save_rows(tx, key, change)
     tx.hints.due(deadline_ms)
-    return key
+    return Record(
+        key=key,
+        flow_key=flow[0],
+        flow_digest=flow[1],
+        execution=execution,
+        context=context,
+        pins=pins,
+        parent_key=parent_key,
+        child_index=child_index,
+        depth=depth,
+        execution_ms=timeouts.execution_ms,
+        wait_ms=timeouts.wait_ms,
+        deadline_ms=deadline_ms,
+    )
 
 
 def load(source: Source, key: int) -> Record:

@@ -67,7 +67,7 @@ class Committed:
 class Tx:
     """One open transaction with its fixed time. `hints` is told to the world after the commit."""
 
-    __slots__ = ("boot", "execute", "executemany", "hints", "now_ms")
+    __slots__ = ("boot", "execute", "executemany", "hints", "memo", "now_ms")
 
     def __init__(self, conn: sqlite3.Connection, now_ms: int, boot: int) -> None:
         self.execute = conn.execute
@@ -75,6 +75,8 @@ class Tx:
         self.now_ms = now_ms
         self.boot = boot
         self.hints = Committed()
+        # What this one transaction has looked up already and cannot change under its feet.
+        self.memo: dict[Any, Any] = {}
 
 
 @dataclass(slots=True)
@@ -91,6 +93,9 @@ class Store:
     ) -> None:
         self.path = path
         self.on_commit = on_commit
+        # Runs in each batch's transaction before its commit: what became ready there and is the
+        # engine's own to do need not wait for a commit of its own.
+        self.before_commit: Callable[[Tx], None] | None = None
         self.boot = 0
         self._clock = clock
         self._queue: deque[_Write] = deque()
@@ -166,7 +171,13 @@ class Store:
             writer = self._writer
             if writer is None:
                 return
-            run = partial(_commit, batch=batch, now_ms=self._clock.now_ms(), boot=self.boot)
+            run = partial(
+                _commit,
+                batch=batch,
+                now_ms=self._clock.now_ms(),
+                boot=self.boot,
+                before_commit=self.before_commit,
+            )
             done = await _on_thread(writer, run)
             for write in reversed(batch[len(done.results) :]):
                 self._queue.appendleft(write)
@@ -205,7 +216,13 @@ class _Done:
     hints: Committed
 
 
-def _commit(conn: sqlite3.Connection, batch: list[_Write], now_ms: int, boot: int) -> _Done:
+def _commit(
+    conn: sqlite3.Connection,
+    batch: list[_Write],
+    now_ms: int,
+    boot: int,
+    before_commit: Callable[[Tx], None] | None,
+) -> _Done:
     """Run a batch in one transaction. Fewer results than writes: the time was up."""
     done = _Done([], Committed())
     until = time.monotonic() + BATCH_MS / 1000
@@ -215,6 +232,10 @@ def _commit(conn: sqlite3.Connection, batch: list[_Write], now_ms: int, boot: in
             done.results.append(_run_one(conn, write.fn, now_ms, boot, done.hints))
             if time.monotonic() >= until:
                 break
+        if before_commit is not None and done.hints.ready:
+            tx = Tx(conn, now_ms, boot)
+            tx.hints = done.hints
+            before_commit(tx)
         conn.execute("COMMIT")
     except sqlite3.Error as exc:
         if conn.in_transaction:

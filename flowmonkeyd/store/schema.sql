@@ -1,0 +1,206 @@
+-- The schema after all migrations. UPDATE_GOLDEN=1 pytest tests/test_tidy.py writes it.
+
+CREATE TABLE meta (
+    name TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE flows (
+    key INTEGER PRIMARY KEY,
+    id TEXT NOT NULL,
+    version TEXT NOT NULL,
+    name TEXT,
+    digest TEXT NOT NULL,
+    document TEXT NOT NULL,
+    step_count INTEGER NOT NULL,
+    applied_at_ms INTEGER NOT NULL,
+    UNIQUE (id, version)
+) STRICT;
+
+CREATE TABLE handlers (
+    key INTEGER PRIMARY KEY,
+    type TEXT NOT NULL,
+    version TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    manifest TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    published_at_ms INTEGER NOT NULL,
+    yanked_at_ms INTEGER,
+    UNIQUE (type, version)
+) STRICT;
+
+CREATE TABLE executions (
+    key INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    flow INTEGER NOT NULL REFERENCES flows (key),
+    -- {"handler ref": "version"} fixed when the execution was made; NULL: built-in types only
+    pins TEXT,
+    status TEXT NOT NULL CHECK (status IN (
+        'pending', 'running', 'waiting', 'cancelling', 'cancelled', 'completed', 'failed')),
+    step_id TEXT,
+    step_count INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    tenant TEXT NOT NULL,
+    priority INTEGER NOT NULL CHECK (priority IN (0, 1, 2)),
+    -- small values; each large one is a row of context_values, its size here in spilled
+    context TEXT NOT NULL,
+    spilled TEXT,
+    context_bytes INTEGER NOT NULL,
+    error TEXT,
+    cancellation TEXT,
+    metadata TEXT,
+    idempotency_key TEXT,
+    parent INTEGER REFERENCES executions (key),
+    child_index INTEGER,
+    depth INTEGER NOT NULL,
+    execution_ms INTEGER NOT NULL,
+    wait_ms INTEGER NOT NULL,
+    created_at_ms INTEGER NOT NULL,
+    updated_at_ms INTEGER NOT NULL,
+    started_at_ms INTEGER,
+    finished_at_ms INTEGER,
+    -- when it is cancelled for taking too long; NULL once it has ended
+    deadline_ms INTEGER,
+    CHECK ((finished_at_ms IS NULL) = (status NOT IN ('cancelled', 'completed', 'failed'))),
+    CHECK ((deadline_ms IS NULL) = (finished_at_ms IS NOT NULL))
+) STRICT;
+
+CREATE INDEX executions_by_status ON executions (status);
+
+CREATE INDEX executions_by_flow ON executions (flow);
+
+CREATE INDEX executions_by_parent ON executions (parent) WHERE parent IS NOT NULL;
+
+CREATE INDEX executions_by_deadline ON executions (deadline_ms) WHERE deadline_ms IS NOT NULL;
+
+CREATE TABLE context_values (
+    execution INTEGER NOT NULL REFERENCES executions (key),
+    name TEXT NOT NULL,
+    value TEXT NOT NULL,
+    UNIQUE (execution, name)
+) STRICT;
+
+CREATE TABLE history (
+    execution INTEGER NOT NULL REFERENCES executions (key),
+    seq INTEGER NOT NULL,
+    step_id TEXT NOT NULL,
+    type TEXT NOT NULL,
+    version TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    outcome TEXT NOT NULL CHECK (outcome IN ('success', 'failure', 'wait', 'error')),
+    output TEXT,
+    error TEXT,
+    started_at_ms INTEGER NOT NULL,
+    completed_at_ms INTEGER NOT NULL,
+    queued_ms INTEGER NOT NULL,
+    duration_ms INTEGER NOT NULL,
+    worker TEXT NOT NULL,
+    usage TEXT,
+    PRIMARY KEY (execution, seq)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE tasks (
+    execution INTEGER PRIMARY KEY REFERENCES executions (key),
+    step_id TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    lane TEXT NOT NULL CHECK (lane IN ('builtin', 'sandbox')),
+    type TEXT NOT NULL,
+    version TEXT NOT NULL,
+    priority INTEGER NOT NULL CHECK (priority IN (0, 1, 2)),
+    state TEXT NOT NULL CHECK (state IN ('queued', 'leased', 'delayed')),
+    -- queued: the place in the line (time plus a penalty by priority, so nothing starves)
+    rank_ms INTEGER NOT NULL,
+    queued_at_ms INTEGER NOT NULL,
+    -- leased: when the lease ends; delayed: when it may be claimed again
+    due_at_ms INTEGER,
+    lease_id INTEGER,
+    worker TEXT,
+    claimed_at_ms INTEGER,
+    deliveries INTEGER NOT NULL DEFAULT 0,
+    CHECK ((due_at_ms IS NULL) = (state = 'queued')),
+    CHECK ((lease_id IS NOT NULL) = (state = 'leased'))
+) STRICT;
+
+CREATE INDEX tasks_ready ON tasks (lane, rank_ms) WHERE state = 'queued';
+
+CREATE INDEX tasks_due ON tasks (due_at_ms) WHERE state <> 'queued';
+
+CREATE TABLE waits (
+    execution INTEGER PRIMARY KEY REFERENCES executions (key),
+    kind TEXT NOT NULL CHECK (kind IN ('time', 'event', 'signal', 'child', 'retry')),
+    step_id TEXT NOT NULL,
+    reason TEXT,
+    started_at_ms INTEGER NOT NULL,
+    wake_at_ms INTEGER,
+    -- when the execution is cancelled for waiting too long
+    timeout_at_ms INTEGER NOT NULL,
+    -- the earlier of the two
+    due_at_ms INTEGER NOT NULL,
+    event TEXT,
+    filter TEXT,
+    tenant TEXT NOT NULL,
+    -- which children it waits for (keys from `children_first`), and how many have not ended
+    children_first INTEGER,
+    children INTEGER,
+    children_left INTEGER,
+    queued_at_ms INTEGER NOT NULL,
+    CHECK ((event IS NOT NULL) = (kind = 'event')),
+    CHECK ((children_first IS NOT NULL) = (kind = 'child')),
+    CHECK ((children IS NOT NULL) = (kind = 'child')),
+    CHECK ((children_left IS NOT NULL) = (kind = 'child'))
+) STRICT;
+
+CREATE INDEX waits_due ON waits (due_at_ms);
+
+CREATE INDEX waits_by_event ON waits (event, tenant) WHERE event IS NOT NULL;
+
+CREATE TABLE tokens (
+    token TEXT PRIMARY KEY,
+    execution INTEGER NOT NULL REFERENCES executions (key),
+    step_id TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('active', 'used', 'revoked')),
+    created_at_ms INTEGER NOT NULL,
+    expires_at_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX tokens_active ON tokens (execution) WHERE state = 'active';
+
+CREATE TABLE idempotency (
+    tenant TEXT NOT NULL,
+    flow_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    execution INTEGER NOT NULL REFERENCES executions (key),
+    expires_at_ms INTEGER NOT NULL,
+    PRIMARY KEY (tenant, flow_id, name)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX idempotency_by_expiry ON idempotency (expires_at_ms);
+
+CREATE TABLE event_types (
+    code INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE
+) STRICT;
+
+CREATE TABLE events (
+    seq INTEGER PRIMARY KEY,
+    type INTEGER NOT NULL REFERENCES event_types (code),
+    at_ms INTEGER NOT NULL,
+    execution INTEGER REFERENCES executions (key),
+    step_id TEXT,
+    data TEXT
+) STRICT;
+
+CREATE INDEX events_by_execution ON events (execution, seq) WHERE execution IS NOT NULL;
+
+CREATE TABLE logs (
+    execution INTEGER NOT NULL REFERENCES executions (key),
+    seq INTEGER NOT NULL,
+    at_ms INTEGER NOT NULL,
+    step_id TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    stream TEXT NOT NULL,
+    level TEXT,
+    message TEXT NOT NULL,
+    fields TEXT,
+    PRIMARY KEY (execution, seq)
+) STRICT, WITHOUT ROWID;

@@ -25,6 +25,7 @@ __all__ = [
     "Noun",
     "Session",
     "given",
+    "global_options",
     "json_option",
     "limit_option",
     "live_ids",

@@ -20,7 +20,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from flowmonkeyd.documents.problems import problems_of
 from sandbox.model import ALL_LAYERS, DEFAULT_REQUIRED
 
-__all__ = ["ConfigError", "Loaded", "Settings", "load", "print_config"]
+__all__ = [
+    "Api",
+    "ConfigError",
+    "LimitsSection",
+    "Loaded",
+    "LogSection",
+    "SandboxSection",
+    "Settings",
+    "Shutdown",
+    "TimeoutsSection",
+    "load",
+    "print_config",
+]
 
 DAY_MS = 24 * 3600 * 1000
 

@@ -37,7 +37,7 @@ class Route:
     query: tuple[str, ...] = ()
 
 
-async def describe(api: Api, request: Request) -> Response:
+async def _describe(api: Api, request: Request) -> Response:
     """This description."""
     return answer(openapi())
 
@@ -89,7 +89,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/health", operations.health, "Whether the daemon is ready", None,
           wire.HealthShape),
     Route("GET", "/v1/version", operations.version, "Versions of the daemon and its API"),
-    Route("GET", "/v1/openapi.json", describe, "This description"),
+    Route("GET", "/v1/openapi.json", _describe, "This description"),
     Route("GET", "/metrics", operations.metrics, "Prometheus text"),
 )  # fmt: skip
 

@@ -82,7 +82,7 @@ def _guarded(api: Api, function: Function) -> Callable[[Request], Awaitable[Resp
             response = Response(status_code=400)  # nobody is there to read it
         except Exception:
             log.exception("a request failed", extra={"path": request.url.path})
-            response = problem(500, "INTERNAL", "a bug in the daemon; its log has the traceback")
+            response = _problem(500, "INTERNAL", "a bug in the daemon; its log has the traceback")
         request_id = request.headers.get("x-request-id")
         if request_id and len(request_id) <= 128:
             response.headers["x-request-id"] = request_id
@@ -91,7 +91,7 @@ def _guarded(api: Api, function: Function) -> Callable[[Request], Awaitable[Resp
     return call
 
 
-def problem(
+def _problem(
     status: int, code: str, detail: str, errors: list[dict[str, str]] | None = None
 ) -> Response:
     """An RFC 9457 answer."""
@@ -112,7 +112,7 @@ def _refusal(exc: FlowMonkeyError) -> Response:
     status = next((number for kind, number in STATUS if isinstance(exc, kind)), 500)
     if exc.code == "DISK_FULL":
         status = 507
-    return problem(status, exc.code, exc.message, wire.problems_json(exc.problems))
+    return _problem(status, exc.code, exc.message, wire.problems_json(exc.problems))
 
 
 async def _http_exception(request: Request, exc: Exception) -> Response:
@@ -125,11 +125,11 @@ async def _http_exception(request: Request, exc: Exception) -> Response:
         )
         methods = ", ".join(allowed)
         detail = f"{request.method} is not for {request.url.path}: use {methods}"
-        response = problem(405, "INVALID", detail)
+        response = _problem(405, "INVALID", detail)
         response.headers["allow"] = methods
         return response
     detail = f"there is nothing at {request.url.path}; see /v1/openapi.json"
-    return problem(exc.status_code, "NOT_FOUND", detail)
+    return _problem(exc.status_code, "NOT_FOUND", detail)
 
 
 class _PeerProtocol(HttpToolsProtocol):

@@ -61,7 +61,7 @@ def sub_flow(id: str, flow_id: str, **ways: Any) -> dict[str, Any]:
 
 def echo(given: Any, ctx: Any) -> Any:
     """Puts out its input; nothing when there is none."""
-    return given if ctx.has_input else ctx.success()
+    return ctx.success(given) if ctx.has_input else ctx.success()
 
 
 def no(given: Any, ctx: Any) -> Any:

@@ -43,6 +43,11 @@ def _held() -> dict[str, set[str]]:
 
 def _leaks(before: dict[str, set[str]]) -> str:
     after = _held()
+    for thread in threading.enumerate():
+        if thread.name not in before["thread"]:
+            # One that was told to end (aiosqlite's) may still be on its last line.
+            thread.join(timeout=1)
+            after = _held()
     return ", ".join(
         f"{kind} {name}" for kind, names in after.items() for name in sorted(names - before[kind])
     )

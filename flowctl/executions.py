@@ -31,7 +31,7 @@ HISTORY: tuple[Column, ...] = (
     ("SEQ", lambda row: row.get("seq")),
     ("STEP", lambda row: row.get("stepId")),
     ("HANDLER", lambda row: _handler(row.get("handler"))),
-    ("TRY", lambda row: row.get("attempt")),
+    ("TRY", lambda row: _try(row.get("attempt"))),
     ("OUTCOME", lambda row: row.get("outcome")),
     ("TOOK", lambda row: duration(row.get("durationMs"))),
     ("QUEUED", lambda row: duration(row.get("queuedMs"))),
@@ -225,6 +225,11 @@ def _since(text: str | None) -> str | None:
     return past.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def _try(attempt: Any) -> Any:
+    """People count tries from 1, as the steps shown by `run` do; the API counts retries."""
+    return attempt + 1 if isinstance(attempt, int) else attempt
+
+
 def _handler(handler: Any) -> Any:
     if not isinstance(handler, dict):
         return handler
@@ -244,5 +249,5 @@ def _log_text(row: Fields) -> str:
         "".join(f" {k}={cell(v)}" for k, v in fields.items()) if isinstance(fields, dict) else ""
     )
     kind = row.get("level") or row.get("stream")
-    place = f"{row.get('stepId')}[{row.get('attempt')}]"
+    place = f"{row.get('stepId')}[{_try(row.get('attempt'))}]"
     return f"{row.get('at')} {place} {kind}: {row.get('message')}{extra}"

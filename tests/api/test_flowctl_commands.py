@@ -243,14 +243,14 @@ GET_CASES = [
         "/v1/executions/01abc/history?limit=500",
         HISTORY,
         "SEQ  STEP  HANDLER  TRY  OUTCOME  TOOK     QUEUED  ERROR\n"
-        "1    a     x@1.0.0  0    success  12 ms    1 ms    -\n"
-        "2    b     delay    1    failure  1 m 1 s  0 ms    NO: said\\nno\n",
+        "1    a     x@1.0.0  1    success  12 ms    1 ms    -\n"
+        "2    b     delay    2    failure  1 m 1 s  0 ms    NO: said\\nno\n",
     ),
     (
         "execution logs 01abc",
         "/v1/executions/01abc/logs?limit=500",
         LOGS,
-        "T a[0] info: working size=3\nT a[0] stdout: \\e[2Jgone\\x07\n",
+        "T a[1] info: working size=3\nT a[1] stdout: \\e[2Jgone\\x07\n",
     ),
     (
         "execution logs 01abc --after 2",
@@ -456,7 +456,7 @@ def test_logs_follow_prints_lines_as_they_come(daemon):
     lines = [json.dumps(item).encode() + b"\n" for item in LOGS["items"]]
     daemon.put("GET", path, Reply(lines=lines))
     assert flowctl("execution", "logs", "01abc", "-f").out == (
-        "T a[0] info: working size=3\nT a[0] stdout: \\e[2Jgone\\x07\n"
+        "T a[1] info: working size=3\nT a[1] stdout: \\e[2Jgone\\x07\n"
     )
     assert flowctl("execution", "logs", "01abc", "-f", "-o", "json").out.encode() == b"".join(lines)
 

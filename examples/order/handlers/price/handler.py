@@ -7,7 +7,7 @@ tries again, and it would go on doing so after a power cut in between.
 
 import asyncio
 
-CENTS = {"KETTLE": (3490, 1200), "TEAPOT": (2990, 900), "OVEN": (89900, 38000)}  # price, grams
+CENTS = {"KETTLE": (3490, 1200), "TEAPOT": (2990, 900), "OVEN": (89900, 18000)}  # price, grams
 
 
 async def handle(input, ctx):

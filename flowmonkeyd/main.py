@@ -32,10 +32,10 @@ from flowmonkeyd.dispatcher import Dispatcher
 from flowmonkeyd.engine import Engine
 from flowmonkeyd.errors import FlowMonkeyError, Unavailable
 from flowmonkeyd.metrics import Metrics
-from flowmonkeyd.model import Lane, Limits
+from flowmonkeyd.model import ExecutionStatus, Lane, Limits
 from flowmonkeyd.packages import Packages
 from flowmonkeyd.stateless import Stateless
-from flowmonkeyd.store import Committed, Store
+from flowmonkeyd.store import Committed, Store, executions, tasks
 from flowmonkeyd.timers import Timers
 from sandbox import Pool, PoolSettings
 
@@ -91,7 +91,7 @@ class Daemon:
         dispatcher = Dispatcher(engine, {Lane.SANDBOX: stateless}, f"flowmonkeyd-{os.getpid()}")
         timers = Timers(engine, clock)
         feed = Feed()
-        metrics = Metrics()
+        metrics = _Metrics(store, dispatcher, pool)
 
         def committed(hints: Committed) -> None:
             dispatcher.committed(hints)
@@ -202,6 +202,36 @@ class Daemon:
         if loaded.settings.model_dump(exclude={"log"}) != before:
             log.warning("some changed settings need a restart; only the log's were taken over")
         log.info("reloaded")
+
+
+class _Metrics:
+    """What the tables and the parts say now, for a scrape."""
+
+    def __init__(self, store: Store, dispatcher: Dispatcher, pool: Pool) -> None:
+        self._store = store
+        metrics = self._metrics = Metrics()
+        running = metrics.gauge("tasks_running", "Tasks running now")
+        running.set_function(lambda: dispatcher.running)
+        metrics.gauge("sandbox_slots", "Steps that can run at a time").set(pool.slots)
+        commits = metrics.gauge("store_commits", "Commits since the start")
+        commits.set_function(lambda: store.commits)
+        writes = metrics.gauge("store_writes", "Writes since the start; many share a commit")
+        writes.set_function(lambda: store.writes)
+        self._executions = metrics.gauge("executions", "Executions by status", ["status"])
+        self._queue = metrics.gauge(
+            "queue_tasks", "Tasks by handler type, priority, state", ["type", "priority", "state"]
+        )
+
+    async def render(self) -> str:
+        counts, depth = await self._store.read(lambda c: (executions.counts(c), tasks.depth(c)))
+        for status in ExecutionStatus:
+            self._executions.labels(status.value).set(counts.get(status.value, 0))
+        self._queue.clear()
+        for row in depth:
+            for state in ("queued", "leased"):
+                labels = (row["handler_type"], row["priority"], state)
+                self._queue.labels(*labels).set(row[state])
+        return self._metrics.render()
 
 
 async def _start(pool: Pool) -> None:

@@ -19,13 +19,15 @@ from flowmonkeyd.engine import Engine
 from flowmonkeyd.model import NO_VALUE, Outcome, StepError, Task, TaskResult
 from flowmonkeyd.packages import Packages
 from flowmonkeyd.replies import result_of
-from sandbox import Call, Limits, LogLine, Policy, Pool
+from sandbox import Call, Ending, Limits, LogLine, Policy, Pool, Reply
 
 __all__ = ["Stateless"]
 
 # Log lines of a running handler are handed over this often, so that `logs -f` follows it.
 LOGS_EVERY_S = 0.25
 MANIFESTS_MAX = 512
+# A fork server that is lost three times while one task runs is lost because of that task.
+TRIES_MAX = 3
 MIB = 1024 * 1024
 
 
@@ -68,10 +70,22 @@ class Stateless:
         lines: list[LogLine] = []
         async with asyncio.TaskGroup() as group:
             follower = group.create_task(_follow(lines, on_logs))
-            reply = await self._pool.run(call, lines.append)
+            reply = await self._run(call, lines)
             follower.cancel()
         result = result_of(reply, self._clock.now_ms())
         return Finished(result, [_line(line) for line in lines])
+
+    async def _run(self, call: Call, lines: list[LogLine]) -> Reply:
+        """Run the call; anew when its fork server was lost, which is no fault of the handler's."""
+        for _ in range(TRIES_MAX - 1):
+            reply = await self._pool.run(call, lines.append)
+            if reply.ending is not Ending.UNAVAILABLE or self._missing_layers():
+                return reply
+        return await self._pool.run(call, lines.append)
+
+    def _missing_layers(self) -> bool:
+        layers = self._pool.layers()
+        return not layers or any(layer.required and not layer.available for layer in layers)
 
     def _manifest(self, digest: str, text: str) -> Manifest:
         manifest = self._manifests.get(digest)

@@ -144,13 +144,12 @@ class Context:
         filter: Mapping[str, Any] | None = None,
         reason: str | None = None,
     ) -> Answer:
-        """An answer that parks the execution for a time, until a time, or until an event.
+        """An answer that parks the execution for a time, until a time, or until an event; with
+        none of these, until somebody resumes it (by hand or with its resume token).
 
         `until` is ISO 8601 text, milliseconds since 1970 or a datetime. With an event, a time
         is how long to wait for it at most.
         """
-        if duration_ms is None and until is None and event is None:
-            raise ValueError("cannot wait for nothing: give duration_ms, until or event")
         if duration_ms is not None and (type(duration_ms) is not int or duration_ms < 0):
             raise ValueError(f"cannot wait {duration_ms!r} ms: it must be a whole number from 0")
         if until is not None and hasattr(until, "isoformat"):

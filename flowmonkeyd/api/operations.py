@@ -21,7 +21,8 @@ async def health(api: Api, request: Request) -> Response:
 
 async def metrics(api: Api, request: Request) -> Response:
     """Prometheus text."""
-    return Response(api.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    text = await api.metrics()
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def version(api: Api, request: Request) -> Response:

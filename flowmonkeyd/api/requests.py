@@ -7,7 +7,7 @@ whatever is wrong is a FlowMonkeyError that names it, and changes nothing.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -69,7 +69,7 @@ class Api:
     feed: Feed
     settings: Settings
     health: Callable[[], Mapping[str, Any]]
-    metrics: Callable[[], str]
+    metrics: Callable[[], Awaitable[str]]
 
 
 def peer(request: Request) -> str:

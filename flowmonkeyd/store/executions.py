@@ -19,6 +19,7 @@ __all__ = [
     "all_keys",
     "children_from",
     "context_text",
+    "counts",
     "forget_expired_keys",
     "full_context",
     "idempotent",
@@ -292,6 +293,12 @@ def all_keys(source: Source) -> list[int]:
     """Keys of executions that have not ended (for checks and tests; bounded)."""
     rows = source.execute("SELECT key FROM executions WHERE deadline_ms IS NOT NULL LIMIT 100000")
     return [key for (key,) in rows]
+
+
+def counts(conn: sqlite3.Connection) -> dict[str, int]:
+    """How many executions there are, by status."""
+    rows = conn.execute("SELECT status, count(*) FROM executions GROUP BY status LIMIT 10")
+    return dict(rows.fetchall())
 
 
 def overdue(tx: Tx, limit: int) -> list[int]:

@@ -97,6 +97,8 @@ class Store:
         # engine's own to do need not wait for a commit of its own.
         self.before_commit: Callable[[Tx], None] | None = None
         self.boot = 0
+        self.commits = 0
+        self.writes = 0
         self._clock = clock
         self._queue: deque[_Write] = deque()
         self._wake = asyncio.Event()
@@ -181,6 +183,8 @@ class Store:
             done = await _on_thread(writer, run)
             for write in reversed(batch[len(done.results) :]):
                 self._queue.appendleft(write)
+            self.commits += 1
+            self.writes += len(done.results)
             self.on_commit(done.hints)
             for write, result in zip(batch, done.results, strict=False):
                 _answer(write.future, result)

@@ -506,12 +506,15 @@ class Engine:
         def change(tx: Tx) -> int | None:
             tasks.requeue_due(tx, DUE_BATCH)
             for _ in range(DUE_BATCH):
-                wait = waits.due(tx)
-                if wait is None:
+                # In the order of their times, as if each had been seen at its moment: what came
+                # first decides, however long the daemon was down.
+                wait, late = waits.due(tx), executions.overdue(tx)
+                if late is not None and (wait is None or late[1] < wait.due_at_ms):
+                    self._steps.overdue(tx, late[0])
+                elif wait is not None:
+                    self._steps.due(tx, wait)
+                else:
                     break
-                self._steps.due(tx, wait)
-            for key in executions.overdue(tx, DUE_BATCH):
-                self._steps.overdue(tx, key)
             executions.forget_expired_keys(tx)
             due = (tasks.next_due_ms(tx), waits.next_due_ms(tx), executions.next_deadline_ms(tx))
             return min((at_ms for at_ms in due if at_ms is not None), default=None)

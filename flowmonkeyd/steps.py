@@ -375,21 +375,16 @@ class Steps:
             ledger.append(tx, record.key, [("token.revoked", step_id, None)])
 
     def due(self, tx: Tx, wait: waits.WaitRow) -> None:
-        """A wait is due: what follows is what came first, the wake-up, the wait's time-out or the
-        execution's, as if it had been seen at that moment (the daemon may have been down)."""
-        record = executions.load(tx, wait.execution)
-        deadline_ms = record.deadline_ms
-        assert deadline_ms is not None
-        wake_at_ms = wait.wait.wake_at_ms
-        if wake_at_ms is not None and wake_at_ms <= min(wait.timeout_at_ms, deadline_ms):
+        """A wait is due: its wake-up or its time-out, whichever was first."""
+        if wait.wait.wake_at_ms == wait.due_at_ms:
+            record = executions.load(tx, wait.execution)
             self.woken_or_failed(tx, record, wait, NO_VALUE)
-        elif wait.timeout_at_ms <= deadline_ms:
-            reason = "the execution waited longer than its limit"
-            self.cancelled(tx, record.key, CancelSource.TIMEOUT, reason, code="WAIT_TIMEOUT")
         else:
-            self.overdue(tx, record.key)
+            reason = "the execution waited longer than its limit"
+            self.cancelled(tx, wait.execution, CancelSource.TIMEOUT, reason, code="WAIT_TIMEOUT")
 
     def overdue(self, tx: Tx, key: int) -> None:
+        """An execution has taken longer than it may."""
         reason = "the execution took longer than its limit"
         self.cancelled(tx, key, CancelSource.TIMEOUT, reason, code="EXECUTION_TIMEOUT")
 

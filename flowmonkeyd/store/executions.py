@@ -301,13 +301,14 @@ def counts(conn: sqlite3.Connection) -> dict[str, int]:
     return dict(rows.fetchall())
 
 
-def overdue(tx: Tx, limit: int) -> list[int]:
-    """Keys of executions that have taken longer than they may."""
-    rows = tx.execute(
-        "SELECT key FROM executions WHERE deadline_ms <= ? ORDER BY deadline_ms LIMIT ?",
-        (tx.now_ms, limit),
-    )
-    return [key for (key,) in rows.fetchall()]
+def overdue(tx: Tx) -> tuple[int, int] | None:
+    """(key, deadline) of the execution that has been longest over the time it may take."""
+    row: tuple[int, int] | None = tx.execute(
+        "SELECT key, deadline_ms FROM executions WHERE deadline_ms <= ?"
+        " ORDER BY deadline_ms LIMIT 1",
+        (tx.now_ms,),
+    ).fetchone()
+    return row
 
 
 def next_deadline_ms(tx: Tx) -> int | None:

@@ -49,6 +49,12 @@ class WaitRow:
     children: Children | None
     queued_at_ms: int
 
+    @property
+    def due_at_ms(self) -> int:
+        """The earlier of its wake-up and its time-out."""
+        wake_at_ms = self.wait.wake_at_ms
+        return self.timeout_at_ms if wake_at_ms is None else min(wake_at_ms, self.timeout_at_ms)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:

@@ -168,3 +168,15 @@ async def test_each_wait_and_each_run_by_hand_has_its_own_time_limit(fm):
     fm.advance(500)
     await fm.settle()
     assert (await fm.get(run.id)).status == "waiting"
+
+
+async def test_a_parents_earlier_deadline_comes_before_its_childs_later_wake_up(fm):
+    fm.apply(doc(step("d", "delay", config={"ms": 5000}), id="child"))
+    fm.apply(doc(sub_flow("s", "child")))
+    parent = await fm.create("f", timeouts=Timeouts(execution_ms=4000))
+    await fm.settle()
+    fm.advance(10**8)
+    await fm.settle()
+    (child,) = await fm.children(parent.id)
+    assert (await fm.get(parent.id)).error["code"] == "EXECUTION_TIMEOUT"
+    assert child.status == "cancelled"

@@ -1,4 +1,8 @@
-"""The configurations of the built-in step types, as models, and the steps they can lead to."""
+"""The configurations of the built-in step types, as models, and the steps they can lead to.
+
+A configuration is checked when its flow is applied, patterns included, so that running the step
+never meets one it does not understand.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,12 @@ from pydantic import (
     model_validator,
 )
 
+from flowmonkeyd.documents.problems import json_path
+
 __all__ = ["CONFIGS", "targets"]
+
+# Some thirty years. Wake-up times must stay within what RFC 3339 can write (the year 9999).
+WAIT_MS_MAX = 10**12
 
 Path = Annotated[StrictStr, Field(min_length=1, max_length=1024)]
 Duration = Annotated[float, Field(ge=0, le=1e12, strict=True)]
@@ -36,6 +45,9 @@ class _Delay(_Model):
     def _some(self) -> _Delay:
         if not self.model_fields_set:
             raise ValueError("give at least one of ms, seconds, minutes, hours")
+        units = ((self.ms, 1), (self.seconds, 1000), (self.minutes, 60_000))
+        if sum(n * ms for n, ms in units) + self.hours * 3_600_000 > WAIT_MS_MAX:
+            raise ValueError(f"waits longer than {WAIT_MS_MAX} ms, which is thirty years")
         return self
 
 
@@ -94,7 +106,7 @@ class _SubFlow(_Model):
 class _WaitEvent(_Model):
     event: Path
     filter: dict[str, Any] | None = None
-    maxWaitMs: Annotated[StrictInt, Field(ge=1, le=10**12)] | None = None
+    maxWaitMs: Annotated[StrictInt, Field(ge=1, le=WAIT_MS_MAX)] | None = None
 
 
 CONFIGS: Mapping[str, type[BaseModel]] = {
@@ -107,12 +119,23 @@ CONFIGS: Mapping[str, type[BaseModel]] = {
 
 
 def targets(handler_type: str, config: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
-    """(where in the configuration, step id) of each step a valid built-in config leads to."""
+    """(where in the configuration, step id) of each step a built-in configuration leads to.
+
+    Parts that are not as they should be lead nowhere: their problems are told elsewhere.
+    """
     if handler_type == "conditional":
-        for number, condition in enumerate(config.get("conditions", ())):
-            yield f"conditions[{number}].target", condition["target"]
+        conditions = config.get("conditions")
+        for number, condition in enumerate(conditions if isinstance(conditions, list) else ()):
+            if isinstance(condition, Mapping) and "target" in condition:
+                yield from _target(f"conditions[{number}].target", condition["target"])
     elif handler_type == "switch":
-        for case, target in config.get("cases", {}).items():
-            yield f"cases.{case}", target
+        cases = config.get("cases")
+        for case, target in cases.items() if isinstance(cases, Mapping) else ():
+            yield from _target(json_path(("cases", case)).removeprefix("$."), target)
     if handler_type in ("conditional", "switch") and "default" in config:
-        yield "default", config["default"]
+        yield from _target("default", config["default"])
+
+
+def _target(where: str, target: Any) -> Iterator[tuple[str, str | None]]:
+    if target is None or isinstance(target, str):
+        yield where, target

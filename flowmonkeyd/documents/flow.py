@@ -1,8 +1,9 @@
 """Flow documents: read, validate, make a `Flow`. Pure; every problem at once, with its JSON path.
 
 The shape is checked by pydantic models (camelCase lives here), the meaning by functions below:
-targets, reachability, versions, the built-in types' configurations. A warning does not refuse the
-document, an error does.
+targets, reachability, versions, the built-in types' configurations. Both look at the document as
+it was written, so that a wrong shape in one place hides no wrong meaning in another. A warning does
+not refuse the document, an error does.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, Validat
 from flowmonkeyd import jsontext
 from flowmonkeyd.documents.builtins import CONFIGS, targets
 from flowmonkeyd.documents.problems import json_path, problems_of
-from flowmonkeyd.documents.text import parse_documents, parse_text
+from flowmonkeyd.documents.text import not_json, parse_documents, parse_text
 from flowmonkeyd.documents.versions import is_range, is_version
 from flowmonkeyd.errors import Invalid, Problem
 from flowmonkeyd.model import Flow, HandlerRef, RetryPolicy, Selector, Step, Transitions
@@ -24,8 +25,9 @@ from flowmonkeyd.model import Flow, HandlerRef, RetryPolicy, Selector, Step, Tra
 __all__ = ["edges", "flow_digest", "parse_documents", "parse_flow", "parse_text"]
 
 STEPS_MAX = 1000
+PROBLEMS_MAX = 1000  # a wrong list of a million members would be an answer of 100 MB
 DOCUMENT_BYTES_MAX = 1024 * 1024
-# A day and a bit more than a week: longer steps and backoffs are a mistake in the unit.
+# The hard limit of a stateless handler, and a week: longer backoffs are a mistake in the unit.
 TIMEOUT_MS_MAX = 60_000
 BACKOFF_MS_MAX = 7 * 24 * 3600 * 1000
 
@@ -98,9 +100,7 @@ class _Step(_Model):
     description: StrictStr | None = None
     config: dict[str, Any] = Field(default_factory=dict)
     input: _Selector | None = None
-    outputKey: Annotated[StrictStr, Field(pattern=r"^[^.]+(\.[^.]+)*$", max_length=256)] | None = (
-        None
-    )
+    outputKey: _OutputKey | None = None
     retry: _Retry | None = None
     timeoutMs: Annotated[StrictInt, Field(ge=1, le=TIMEOUT_MS_MAX)] | None = None
     transitions: _Transitions = _Transitions()
@@ -125,20 +125,23 @@ def parse_flow(
     handlers_known: Callable[[HandlerRef], bool] | None = None,
 ) -> tuple[Flow, tuple[Problem, ...]]:
     """The flow and its warnings. Raises Invalid with every error, each with its JSON path."""
-    document = source if isinstance(source, Mapping) else parse_text(source)
+    document = parse_text(source) if isinstance(source, str | bytes) else source
+    broken = not_json(document)
+    if broken is not None:
+        raise _refused(document, [broken])
+    if jsontext.size_bytes(document) > DOCUMENT_BYTES_MAX:
+        message = f"has more than {DOCUMENT_BYTES_MAX} bytes as JSON"
+        raise _refused(document, [Problem("$", message)])
+    errors: list[Problem] = []
     try:
-        if jsontext.size_bytes(document) > DOCUMENT_BYTES_MAX:
-            message = f"cannot read the flow: it is over {DOCUMENT_BYTES_MAX} bytes"
-            raise Invalid(message, problems=(Problem("$", message),))
         shape = _Flow.model_validate(document)
     except ValidationError as exc:
-        found = problems_of(exc)
-        raise Invalid(_refusal(document, found), problems=found) from None
-    problems = [*_check(shape), *_warn(shape, handlers_known)]
-    errors = tuple(problem for problem in problems if problem.severity == "error")
+        errors = list(problems_of(exc))
+    told = {problem.path for problem in errors}
+    errors.extend(problem for problem in _check(document) if problem.path not in told)
     if errors:
-        raise Invalid(_refusal(document, errors), problems=errors)
-    return _flow(shape, document), tuple(problems)
+        raise _refused(document, errors)
+    return _flow(shape, document), tuple(_warn(shape, handlers_known))
 
 
 def flow_digest(document: Mapping[str, Any]) -> str:
@@ -162,40 +165,58 @@ def edges(flow: Flow) -> list[tuple[str, str, str | None]]:
     return found
 
 
-def _check(shape: _Flow) -> Iterator[Problem]:
-    if not is_version(shape.version):
-        yield Problem("$.version", f"{shape.version!r} is not a SemVer version such as 1.0.0")
-    if shape.initialStepId not in shape.steps:
-        yield Problem("$.initialStepId", f"there is no step {shape.initialStepId!r}")
-    for key, step in shape.steps.items():
-        path = json_path(("steps", key))
-        if step.id != key:
-            yield Problem(f"{path}.id", f"must equal its key {key!r}, not {step.id!r}")
-        for name, target in step.transitions:
-            if target is not None and target not in shape.steps:
-                yield Problem(f"{path}.transitions.{name}", f"there is no step {target!r}")
-        handler, at, wanted = step.type.partition("@")
-        if at and not is_range(wanted):
-            yield Problem(f"{path}.type", f"{wanted!r} is not a version or range such as ^1.2")
-        if handler in CONFIGS:
-            yield from _check_builtin(shape, step, path, handler, bool(at))
-        elif step.input is None:
-            yield Problem(f"{path}.input", "is required: say where the step's input comes from")
-
-
-def _check_builtin(
-    shape: _Flow, step: _Step, path: str, handler: str, pinned: bool
-) -> Iterator[Problem]:
-    if pinned:
-        yield Problem(f"{path}.type", f"{handler} is built in and has no versions to pin")
-    try:
-        CONFIGS[handler].model_validate(step.config)
-    except ValidationError as exc:
-        yield from problems_of(exc, f"{path}.config")
+def _check(document: Any) -> Iterator[Problem]:
+    """What the shape cannot say. Parts of the wrong shape are passed over."""
+    steps = document.get("steps") if isinstance(document, Mapping) else None
+    if not isinstance(document, Mapping) or not isinstance(steps, Mapping):
         return
-    for label, target in targets(handler, step.config):
-        if target is not None and target not in shape.steps:
-            yield Problem(f"{path}.config.{label}", f"there is no step {target!r}")
+    version, first = document.get("version"), document.get("initialStepId")
+    if isinstance(version, str) and not is_version(version):
+        yield Problem("$.version", f"{version!r} is not a SemVer version such as 1.0.0")
+    if isinstance(first, str) and first not in steps:
+        yield _no_step("$.initialStepId", first)
+    for key, step in steps.items():
+        if isinstance(step, Mapping):
+            yield from _check_step(json_path(("steps", key)), key, step, steps)
+
+
+def _check_step(
+    path: str, key: str, step: Mapping[str, Any], steps: Mapping[str, Any]
+) -> Iterator[Problem]:
+    own, kind = step.get("id"), step.get("type")
+    if isinstance(own, str) and own != key:
+        yield Problem(f"{path}.id", f"must equal its key {key!r}, not {own!r}")
+    ways = step.get("transitions")
+    for name, target in ways.items() if isinstance(ways, Mapping) else ():
+        if name in _Transitions.model_fields and isinstance(target, str) and target not in steps:
+            yield _no_step(f"{path}.transitions.{name}", target)
+    if not isinstance(kind, str):
+        return
+    handler, at, wanted = kind.partition("@")
+    if at and handler in CONFIGS:
+        yield Problem(f"{path}.type", f"{handler} is built in and has no versions to pin")
+    elif at and not is_range(wanted):
+        yield Problem(f"{path}.type", f"{wanted!r} is not a version or range such as ^1.2")
+    if handler in CONFIGS:
+        yield from _check_config(f"{path}.config", handler, step.get("config", {}), steps)
+    elif step.get("input") is None:
+        yield Problem(f"{path}.input", "is required: say where the step's input comes from")
+
+
+def _check_config(
+    path: str, handler: str, config: Any, steps: Mapping[str, Any]
+) -> Iterator[Problem]:
+    try:
+        CONFIGS[handler].model_validate(config)
+    except ValidationError as exc:
+        yield from problems_of(exc, path)
+    for where, target in targets(handler, config) if isinstance(config, Mapping) else ():
+        if target is not None and target not in steps:
+            yield _no_step(f"{path}.{where}", target)
+
+
+def _no_step(path: str, target: str) -> Problem:
+    return Problem(path, f"there is no step {target!r}")
 
 
 def _warn(shape: _Flow, handlers_known: Callable[[HandlerRef], bool] | None) -> Iterator[Problem]:
@@ -268,10 +289,11 @@ def _ref(text: str) -> HandlerRef:
     return HandlerRef(handler, wanted if at else None)
 
 
-def _refusal(document: Any, problems: tuple[Problem, ...]) -> str:
+def _refused(document: Any, problems: list[Problem]) -> Invalid:
     name = document.get("id") if isinstance(document, Mapping) else None
+    which = f"the flow {name[:128]!r}" if isinstance(name, str) else "the flow"
     count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
-    return f"cannot accept the flow {name!r}: {count}"
+    return Invalid(f"cannot accept {which}: {count}", problems=tuple(problems[:PROBLEMS_MAX]))
 
 
 def _ordered(value: Any) -> Any:

@@ -1,27 +1,32 @@
 """handler.json: what a handler is, may and needs (contract section 4). Pure.
 
 Read once at publish time, with every problem named, and again from the database when a step runs.
+What is valid here may still be refused by a daemon that cannot run it yet (`packages.not_yet_run`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import keyword
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     StrictBool,
     StrictInt,
     StrictStr,
+    Tag,
     ValidationError,
-    model_validator,
 )
 
+from flowmonkeyd import jsontext
 from flowmonkeyd.documents.problems import problems_of
-from flowmonkeyd.documents.text import parse_text
+from flowmonkeyd.documents.text import not_json, parse_text
 from flowmonkeyd.documents.versions import is_version
 from flowmonkeyd.errors import Invalid, Problem
 
@@ -32,6 +37,9 @@ TTL_MS_MAX = 60_000
 TTL_MS_DEFAULT = 30_000
 MEMORY_MIB_MAX = 1024
 MEMORY_MIB_MIN = 16
+PROBLEMS_MAX = 1000
+# A manifest goes with every task, so it is for facts and not for data.
+DOCUMENT_BYTES_MAX = 256 * 1024
 HARD_TTL_MS_MAX = 30 * 24 * 3600 * 1000
 
 Text = Annotated[StrictStr, Field(min_length=1, max_length=1024)]
@@ -40,12 +48,6 @@ Millis = Annotated[StrictInt, Field(ge=1, le=HARD_TTL_MS_MAX)]
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-_PART = r"[A-Za-z0-9_\-][\w.\-]*"
-_Entrypoint = Annotated[
-    StrictStr, Field(max_length=256, pattern=rf"^({_PART}/)*{_PART}:[A-Za-z_]\w*$")
-]
 
 
 class _Handler(_Model):
@@ -61,15 +63,9 @@ class _Handler(_Model):
     description: Annotated[StrictStr, Field(max_length=10_000)] | None = None
     category: Text | None = None
     runtime: Literal["python", "node"] = "python"
-    entrypoint: _Entrypoint = "handler.py:handle"
+    entrypoint: Annotated[StrictStr, Field(max_length=256)] = "handler.py:handle"
     stateful: StrictBool = False
     timeout: Millis | None = None
-
-    @model_validator(mode="after")
-    def _semver(self) -> _Handler:
-        if not is_version(self.version):
-            raise ValueError(f"version {self.version!r} is not SemVer such as 1.0.0")
-        return self
 
 
 class _Input(BaseModel):
@@ -93,10 +89,17 @@ class _Sandbox(_Model):
     env: Literal["isolated"] = "isolated"
 
 
+_Long = Annotated[StrictInt, Field(ge=1000, le=HARD_TTL_MS_MAX)]
+
+
 class _Ttl(_Model):
-    soft: Annotated[StrictInt, Field(ge=60_000, le=HARD_TTL_MS_MAX)] = 3_600_000
-    hard: Annotated[StrictInt, Field(ge=60_000, le=HARD_TTL_MS_MAX)] = 24 * 3600 * 1000
-    default: Annotated[StrictInt, Field(ge=60_000, le=HARD_TTL_MS_MAX)] = 3_600_000
+    soft: _Long = 3_600_000
+    hard: _Long = 24 * 3600 * 1000
+    default: _Long = 3_600_000
+
+
+def _ttl_kind(value: Any) -> str:
+    return "object" if isinstance(value, Mapping | _Ttl) else "number"
 
 
 class _Checkpoint(_Model):
@@ -111,7 +114,11 @@ class _Pause(_Model):
 
 
 class _Execution(_Model):
-    ttl: Annotated[StrictInt, Field(ge=1, le=TTL_MS_MAX)] | _Ttl | None = None
+    ttl: Annotated[
+        Annotated[StrictInt, Field(ge=1, le=TTL_MS_MAX), Tag("number")]
+        | Annotated[_Ttl, Tag("object")],
+        Discriminator(_ttl_kind),
+    ] = TTL_MS_DEFAULT
     memory: Annotated[StrictInt, Field(ge=MEMORY_MIB_MIN, le=MEMORY_MIB_MAX)] = 512
     cpu: Annotated[float, Field(gt=0, le=1, strict=True)] = 1
     sandbox: _Sandbox = _Sandbox()
@@ -167,12 +174,19 @@ class Manifest:
 
 def parse_manifest(source: str | bytes | Mapping[str, Any]) -> Manifest:
     """The manifest. Raises Invalid with every problem, each with its JSON path."""
-    document = source if isinstance(source, Mapping) else parse_text(source)
+    document = parse_text(source) if isinstance(source, str | bytes) else source
+    broken = not_json(document)
+    if broken is None and jsontext.size_bytes(document) > DOCUMENT_BYTES_MAX:
+        broken = Problem("$", f"has more than {DOCUMENT_BYTES_MAX} bytes as JSON")
+    if broken is not None:
+        raise _refused([broken])
+    problems: list[Problem] = []
     try:
         shape = _Document.model_validate(document)
     except ValidationError as exc:
-        raise _refused(problems_of(exc)) from None
-    problems = tuple(_check(shape))
+        problems = list(problems_of(exc))
+    told = {problem.path for problem in problems}
+    problems.extend(problem for problem in _check(document) if problem.path not in told)
     if problems:
         raise _refused(problems)
     return _manifest(shape)
@@ -183,37 +197,92 @@ def json_schema() -> dict[str, Any]:
     return _Document.model_json_schema(by_alias=True)
 
 
-def _check(shape: _Document) -> list[Problem]:
-    handler, execution, found = shape.handler, shape.execution, []
-    if handler.stateful:
-        if isinstance(execution.ttl, int):
-            found.append(Problem("$.execution.ttl", "a stateful handler has {soft, hard, default}"))
-        elif execution.ttl is not None and execution.ttl.soft > execution.ttl.hard:
-            found.append(Problem("$.execution.ttl.soft", "must not be longer than hard"))
+def _check(document: Any) -> Iterator[Problem]:
+    """What the shape cannot say. Parts of the wrong shape are passed over."""
+    handler, execution = _object(document, "handler"), _object(document, "execution")
+    version, entrypoint = handler.get("version"), handler.get("entrypoint")
+    if isinstance(version, str) and not is_version(version):
+        yield Problem("$.handler.version", f"{version[:64]!r} is not SemVer such as 1.0.0")
+    runtime = handler.get("runtime", "python")
+    if isinstance(entrypoint, str) and runtime in _FILES and not _is_entry(entrypoint, runtime):
+        files = " or ".join(f"file{end}:name" for end in _FILES[runtime])
+        yield Problem("$.handler.entrypoint", f"should be {files}, a file of the package")
+    elif entrypoint is None and runtime == "node":
+        yield Problem("$.handler.entrypoint", "is required for node: handler.js:handle")
+    if handler.get("stateful") is True:
+        yield from _check_stateful(execution)
     else:
-        if isinstance(execution.ttl, _Ttl):
-            message = f"a stateless handler has one number, at most {TTL_MS_MAX}"
-            found.append(Problem("$.execution.ttl", message))
-        if handler.timeout is not None and handler.timeout > TTL_MS_MAX:
-            message = f"a stateless handler runs at most {TTL_MS_MAX} ms"
-            found.append(Problem("$.handler.timeout", message))
-        for name in ("checkpoint", "pause", "resources"):
-            if getattr(execution, name) is not None:
-                message = "is for stateful handlers; set handler.stateful"
-                found.append(Problem(f"$.execution.{name}", message))
-    seen = set()
-    for index, one in enumerate(shape.inputs):
-        if one.property in seen:
-            message = f"{one.property!r} is declared twice"
-            found.append(Problem(f"$.inputs[{index}].property", message))
-        seen.add(one.property)
-    return found
+        yield from _check_stateless(handler, execution)
+    yield from _check_inputs(document.get("inputs") if isinstance(document, Mapping) else None)
+
+
+def _object(document: Any, name: str) -> Mapping[str, Any]:
+    value = document.get(name) if isinstance(document, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
+_FILES = {"python": (".py",), "node": (".js", ".mjs")}
+_JS_NAME = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*")
+
+
+def _is_entry(text: str, runtime: str) -> bool:
+    file, colon, name = text.rpartition(":")
+    plain = all(part not in ("", ".", "..") for part in file.split("/")) and file.isprintable()
+    if not colon or not plain or set(file) & set(":\\") or not file.endswith(_FILES[runtime]):
+        return False
+    if runtime == "python":
+        return name.isidentifier() and not keyword.iskeyword(name)
+    return _JS_NAME.fullmatch(name) is not None
+
+
+def _check_stateful(execution: Mapping[str, Any]) -> Iterator[Problem]:
+    ttl = execution.get("ttl")
+    if isinstance(ttl, int):
+        yield Problem("$.execution.ttl", "should be {soft, hard, default} for a stateful handler")
+    elif isinstance(ttl, Mapping):
+        whole = {name: field.default for name, field in _Ttl.model_fields.items()} | dict(ttl)
+        for name in ("soft", "default"):
+            low, high = whole[name], whole["hard"]
+            if isinstance(low, int) and isinstance(high, int) and low > high:
+                yield Problem(f"$.execution.ttl.{name}", f"must not be longer than hard ({high})")
+
+
+def _check_stateless(handler: Mapping[str, Any], execution: Mapping[str, Any]) -> Iterator[Problem]:
+    if isinstance(execution.get("ttl"), Mapping):
+        message = f"should be one number, at most {TTL_MS_MAX}, unless the handler is stateful"
+        yield Problem("$.execution.ttl", message)
+    timeout = handler.get("timeout")
+    if isinstance(timeout, int) and timeout > TTL_MS_MAX:
+        message = f"should be at most {TTL_MS_MAX} unless the handler is stateful"
+        yield Problem("$.handler.timeout", message)
+    for name in ("checkpoint", "pause", "resources"):
+        if execution.get(name) is not None:
+            yield Problem(f"$.execution.{name}", "is for stateful handlers; set handler.stateful")
+
+
+def _check_inputs(inputs: Any) -> Iterator[Problem]:
+    seen = set[str]()
+    for index, one in enumerate(inputs if isinstance(inputs, list) else ()):
+        name, source = (
+            (one.get("property"), one.get("source")) if isinstance(one, Mapping) else ("", "")
+        )
+        path = f"$.inputs[{index}]"
+        if isinstance(name, str) and name in seen:
+            yield Problem(f"{path}.property", f"{name!r} is declared twice")
+        if isinstance(name, str) and name:
+            seen.add(name)
+        if source == "static" and "value" not in one:
+            yield Problem(f"{path}.value", "is required for the source static")
+        if source == "vault" and ("value" in one or "default" in one):
+            message = "comes from the vault; take value and default out of the manifest"
+            yield Problem(path, message)
 
 
 def _manifest(shape: _Document) -> Manifest:
     handler, execution = shape.handler, shape.execution
-    ttl = execution.ttl if isinstance(execution.ttl, int) else None
-    limits = [ms for ms in (handler.timeout, ttl) if ms is not None]
+    ttl = execution.ttl if isinstance(execution.ttl, int) else execution.ttl.default
+    if "ttl" not in execution.model_fields_set and handler.timeout is not None:
+        ttl = handler.timeout
     stateful = None
     if handler.stateful:
         stateful = execution.model_dump(include={"ttl", "checkpoint", "pause", "resources"})
@@ -226,7 +295,7 @@ def _manifest(shape: _Document) -> Manifest:
         runtime=handler.runtime,
         entrypoint=handler.entrypoint,
         stateful=handler.stateful,
-        timeout_ms=min(limits, default=TTL_MS_DEFAULT),
+        timeout_ms=ttl if handler.timeout is None else min(ttl, handler.timeout),
         memory_mib=execution.memory,
         cpu=execution.cpu,
         network=execution.sandbox.network,
@@ -249,6 +318,6 @@ def _manifest(shape: _Document) -> Manifest:
     )
 
 
-def _refused(problems: tuple[Problem, ...]) -> Invalid:
+def _refused(problems: list[Problem]) -> Invalid:
     count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
-    return Invalid(f"cannot accept the manifest: {count}", problems=problems)
+    return Invalid(f"cannot accept the manifest: {count}", problems=tuple(problems[:PROBLEMS_MAX]))

@@ -13,6 +13,10 @@ from semantic_version import NpmSpec, Version
 __all__ = ["is_range", "is_version", "newest", "sort_key"]
 
 
+# Longer than any version; what is longer is not worth a place in the caches.
+LENGTH_MAX = 128
+
+
 @lru_cache(maxsize=4096)
 def sort_key(version: str) -> Version:
     """A value that orders versions by SemVer precedence. Raises ValueError for no version."""
@@ -26,6 +30,8 @@ def _range(text: str) -> NpmSpec:
 
 def is_version(text: str) -> bool:
     """Whether the text is a SemVer version, all three numbers given."""
+    if not _is_plain(text):
+        return False
     try:
         sort_key(text)
     except ValueError:
@@ -35,6 +41,8 @@ def is_version(text: str) -> bool:
 
 def is_range(text: str) -> bool:
     """Whether the text is a version or an npm-style range (`^1`, `~1.2`, `1.x`, `>=1 <2`)."""
+    if not _is_plain(text) or not text.strip():
+        return False
     try:
         _range(text)
     except ValueError:
@@ -49,7 +57,15 @@ def newest(versions: Iterable[str], wanted: str | None) -> str | None:
     if wanted is None:
         releases = (v for v in known if not sort_key(v).prerelease)
         return next(releases, known[0] if known else None)
-    if wanted in known:  # an exact pin, pre-releases and build numbers included
-        return wanted
+    wanted = wanted.removeprefix("=")
+    if is_version(wanted):  # a pin; the ranges of the library take 1.0.0 for 1.0.0-a
+        pin = sort_key(wanted)
+        same = (v for v in known if sort_key(v).truncate("prerelease") == pin)
+        return wanted if wanted in known else next(same, None)
     spec = _range(wanted)
     return next((v for v in known if spec.match(sort_key(v))), None)
+
+
+def _is_plain(text: str) -> bool:
+    """The library takes digits of any script and a newline at the end."""
+    return text.isascii() and text.isprintable() and 0 < len(text) <= LENGTH_MAX

@@ -285,7 +285,7 @@ def _with_manifest(**handler):
         (_with_manifest(versoin="1"), [("$.handler.versoin", "unknown field")]),
         (_with_manifest(entrypoint="main.py:run"), [("$.handler.entrypoint", "no file 'main.py'")]),
         (
-            _with_manifest(runtime="node", stateful=True),
+            {**_with_manifest(runtime="node", stateful=True, entrypoint="a.js:b"), "a.js": b""},
             [("$.handler.runtime", "cannot be run"), ("$.handler.stateful", "cannot be run")],
         ),
         (

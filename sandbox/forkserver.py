@@ -262,7 +262,10 @@ class ForkServer:
             self._on_ended(message)
         elif "failed" in message:
             self._spawning.discard(message.get("child", 0))
-            self._fail(ServerFailed(message["failed"], message["reason"]))
+            if message["failed"]:
+                self._fail(ServerFailed(message["failed"], message["reason"]))
+            else:
+                self._on_killed_unborn()
         else:
             self.missing.update(message["missing"])
 
@@ -298,6 +301,15 @@ class ForkServer:
                 message["memory"],
             )
         )
+
+    def _on_killed_unborn(self) -> None:
+        """A child was killed while it was made, by no layer's fault: make another one. If that
+        goes on, the server is at fault, and who waits is told as for its own deaths."""
+        self._failures += 1
+        if self._failures < _FAILURES_MAX:
+            self._fill()
+        else:
+            self._stop_process()
 
     def _answer_take(self, number: int, failure: ServerFailed | None) -> None:
         future = self._takes.get(number)

@@ -7,16 +7,14 @@ next is in the tables, and the start after `kill -9` is the ordinary start.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from flowmonkeyd import builtin, decide, jsontext
 from flowmonkeyd.clock import Ids
-from flowmonkeyd.documents import selectors
 from flowmonkeyd.documents.flow import flow_digest, parse_flow
-from flowmonkeyd.errors import Conflict, Invalid, LeaseLost, NotFound, Problem
+from flowmonkeyd.errors import Conflict, Invalid, NotFound, Problem
 from flowmonkeyd.model import (
     NO_VALUE,
     CancelSource,
@@ -24,25 +22,19 @@ from flowmonkeyd.model import (
     Lane,
     Limits,
     NewExecution,
-    Outcome,
-    Step,
     StepError,
-    Task,
-    TaskResult,
     WaitKind,
 )
+from flowmonkeyd.references import References
 from flowmonkeyd.steps import Steps
-from flowmonkeyd.store import Store, Tx, catalog, executions, history, ledger, tasks, waits
+from flowmonkeyd.store import Store, Tx, catalog, executions, ledger, tasks, waits
 from flowmonkeyd.store.executions import Record
+from flowmonkeyd.work import Work, key_of
 
 __all__ = ["Applied", "Engine", "Sent", "Submitted"]
 
 # Due rows handled in one transaction; the rest follow in the next.
 DUE_BATCH = 256
-# How long one pass over built-in steps may hold the writer.
-BUILTIN_PASS_MS = 10
-# A lease outlives the longest stateless step (60 s) by enough to save its result.
-LEASE_MS = 120_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +60,9 @@ class Sent:
     woken: tuple[str, ...]
 
 
-class Engine:
-    """All verbs. `local_types` are handler types that run in process (the test harness only)."""
+class Engine(Work):
+    """All verbs: those of workers, and these. `local_types` are handler types that run in process
+    (the test harness only)."""
 
     def __init__(
         self,
@@ -78,9 +71,7 @@ class Engine:
         limits: Limits = Limits(),
         local_types: frozenset[str] = frozenset(),
     ) -> None:
-        self.store = store
-        self._steps = Steps(limits, ids, local_types)
-        self._leases = 0
+        super().__init__(store, Steps(limits, ids, References(local_types)))
 
     # --- flows and handlers ------------------------------------------------------------------
 
@@ -100,7 +91,7 @@ class Engine:
                     "warning",
                 )
                 for step in flow.steps.values()
-                if self._steps.resolve(tx, step.handler, {}) is None
+                if self._steps.names.resolve(tx, step.handler, {}) is None
             ]
             row = catalog.flow_row(tx, flow.id, flow.version)
             if row is not None:
@@ -199,7 +190,9 @@ class Engine:
 
     async def get(self, execution_id: str) -> Record:
         """The execution with its whole context. Raises NotFound."""
-        return await self.store.read(lambda conn: executions.shown(conn, _key(conn, execution_id)))
+        return await self.store.read(
+            lambda conn: executions.shown(conn, key_of(conn, execution_id))
+        )
 
     async def cancel(
         self,
@@ -214,7 +207,7 @@ class Engine:
         """
 
         def change(tx: Tx) -> Record:
-            key = _key(tx, execution_id)
+            key = key_of(tx, execution_id)
             status = executions.load(tx, key).execution.status
             if status.is_final:
                 message = f"cannot cancel {execution_id}: it has ended ({status.value})"
@@ -260,7 +253,7 @@ class Engine:
         return await self.store.write(change)
 
     def _key_to_resume(self, tx: Tx, execution_id: str | None, token: str | None) -> int:
-        key = None if execution_id is None else _key(tx, execution_id)
+        key = None if execution_id is None else key_of(tx, execution_id)
         if token is None:
             if key is None:
                 raise Invalid("cannot resume: name an execution or a token")
@@ -283,7 +276,7 @@ class Engine:
         """
 
         def change(tx: Tx) -> Record:
-            key = _key(tx, execution_id)
+            key = key_of(tx, execution_id)
             record = executions.load(tx, key)
             status = record.execution.status
             if status not in (ExecutionStatus.FAILED, ExecutionStatus.CANCELLED):
@@ -295,7 +288,7 @@ class Engine:
             if record.execution.step_count >= steps_max:
                 message = f"cannot retry {execution_id}: it reached its limit of {steps_max} steps"
                 raise Conflict(message, code="MAX_STEPS")
-            flow = self._steps.flow(tx, record.flow_key, record.flow_digest)
+            flow = self._steps.names.flow(tx, record.flow_key, record.flow_digest)
             step_id = from_step or record.execution.current_step_id or flow.initial_step_id
             step = flow.steps.get(step_id)
             if step is None:
@@ -327,176 +320,6 @@ class Engine:
             return Sent(seq, tuple(woken))
 
         return await self.store.write(change)
-
-    # --- tasks -----------------------------------------------------------------------------------
-
-    async def claim(
-        self,
-        lane: Lane,
-        limit: int,
-        worker: str,
-        handler_type: str | None = None,
-        execution_id: str | None = None,
-    ) -> list[Task]:
-        """Lease up to `limit` tasks from the front of a lane's line, of one handler type or one
-        execution when it is named."""
-
-        def change(tx: Tx) -> list[Task]:
-            first = (tx.boot << 32) + self._leases + 1
-            only = None if execution_id is None else _key(tx, execution_id)
-            rows = tasks.claim(tx, lane, limit, first, LEASE_MS, worker, handler_type, only)
-            self._leases += len(rows)
-            return [self._begin(tx, row) for row in rows]
-
-        return await self.store.write(change)
-
-    def _begin(self, tx: Tx, row: tasks.TaskRow) -> Task:
-        record = executions.load(tx, row.execution)
-        flow = self._steps.flow(tx, record.flow_key, record.flow_digest)
-        step = flow.steps[row.step_id]
-        execution, events = decide.begin(record.execution, step, tx.now_ms)
-        ledger.append(tx, record.key, events)
-        if execution.status is not record.execution.status:
-            executions.save(tx, record, execution, None)
-        needed = selectors.keys_needed(step.input)
-        record = executions.with_keys(
-            tx, record, record.context.spilled if needed is None else needed
-        )
-        handler = catalog.handler_row(tx, row.type, row.version)
-        assert row.lease_id is not None
-        assert row.claimed_at_ms is not None
-        return Task(
-            id=f"{execution.id}.{execution.step_count + 1}",
-            key=row.execution,
-            lease_id=row.lease_id,
-            execution_id=execution.id,
-            flow_id=execution.flow_id,
-            flow_version=execution.flow_version,
-            step=step,
-            attempt=row.attempt,
-            handler_type=row.type,
-            handler_version=row.version,
-            tenant_id=execution.tenant_id,
-            context=record.context.values,
-            queued_at_ms=row.queued_at_ms,
-            claimed_at_ms=row.claimed_at_ms,
-            package_digest=handler.digest if handler else None,
-            manifest=handler.manifest if handler else None,
-            context_complete=record.context.is_complete,
-        )
-
-    async def finish(
-        self,
-        key: int,
-        lease_id: int,
-        result: TaskResult,
-        logs: Sequence[tuple[int, str, str | None, str, Mapping[str, Any] | None]] = (),
-    ) -> None:
-        """Apply the result of a leased task, exactly once. Raises LeaseLost for a stale lease."""
-
-        def change(tx: Tx) -> None:
-            row = _leased(tx, key, lease_id)
-            if logs:
-                history.append_logs(tx, key, row.step_id, row.attempt, logs)
-            record = executions.load(tx, key)
-            flow = self._steps.flow(tx, record.flow_key, record.flow_digest)
-            self._steps.finished(tx, record, flow, result, row)
-
-        await self.store.write(change)
-
-    async def release(self, key: int, lease_id: int, delay_ms: int = 0) -> None:
-        """Give a task back, to its place in the line or after a delay. Raises LeaseLost."""
-
-        def change(tx: Tx) -> None:
-            _leased(tx, key, lease_id)
-            if delay_ms > 0:
-                tasks.delay(tx, key, tx.now_ms + delay_ms)
-            else:
-                tasks.release(tx, key)
-
-        await self.store.write(change)
-
-    async def extend(self, key: int, lease_id: int) -> None:
-        """The worker is alive: its lease starts anew. Raises LeaseLost."""
-
-        def change(tx: Tx) -> None:
-            if not tasks.extend(tx, key, lease_id, LEASE_MS):
-                raise _lease_lost(key)
-
-        await self.store.write(change)
-
-    async def append_logs(
-        self,
-        key: int,
-        lease_id: int,
-        lines: Iterable[tuple[int, str, str | None, str, Mapping[str, Any] | None]],
-    ) -> None:
-        """Keep log lines of a running attempt. Raises LeaseLost."""
-
-        def change(tx: Tx) -> None:
-            row = _leased(tx, key, lease_id)
-            history.append_logs(tx, key, row.step_id, row.attempt, lines)
-
-        await self.store.write(change)
-
-    async def context_text(self, key: int) -> bytes:
-        """The JSON text of an execution's whole context, for a handler that may read it."""
-        return await self.store.read(lambda conn: executions.context_text(conn, key))
-
-    async def run_builtins(self) -> bool:
-        """Run queued built-in steps for a while; whether there may be more."""
-        return await self.store.write(self._run_builtins)
-
-    def run_ready(self, tx: Tx) -> None:
-        """As `Store.before_commit`: built-in steps that became ready in a transaction run in it,
-        so that a flow of built-in steps costs one commit and not one for each."""
-        if Lane.BUILTIN.value in tx.hints.ready:
-            tx.execute("SAVEPOINT builtins")
-            try:
-                if not self._run_builtins(tx):
-                    tx.hints.ready.discard(Lane.BUILTIN.value)
-            except Exception:  # a bug: the dispatcher's own pass will meet it, and say so
-                tx.execute("ROLLBACK TO builtins")
-            tx.execute("RELEASE builtins")
-
-    def _run_builtins(self, tx: Tx) -> bool:
-        until = time.monotonic() + BUILTIN_PASS_MS / 1000
-        while (row := tasks.next_queued(tx, Lane.BUILTIN)) is not None:
-            self._run_builtin(tx, row)
-            if time.monotonic() >= until:
-                return True
-        return False
-
-    async def run_builtin(self, execution_id: str) -> bool:
-        """Run the queued built-in step of this one execution; whether there was one."""
-
-        def change(tx: Tx) -> bool:
-            row = tasks.get(tx, _key(tx, execution_id))
-            if row is None or row.lane != Lane.BUILTIN or row.state != "queued":
-                return False
-            self._run_builtin(tx, row)
-            return True
-
-        return await self.store.write(change)
-
-    def _run_builtin(self, tx: Tx, row: tasks.TaskRow) -> None:
-        record = executions.load(tx, row.execution)
-        flow = self._steps.flow(tx, record.flow_key, record.flow_digest)
-        step = flow.steps[row.step_id]
-        execution, events = decide.begin(record.execution, step, tx.now_ms)
-        ledger.append(tx, record.key, events)
-        record = _with_needed(tx, record, step)
-        record = replace(record, execution=execution)
-        values = record.context.values
-        try:
-            given = NO_VALUE
-            if step.handler.type == "sub-flow":
-                given = selectors.resolve(step.input, values)
-            result = builtin.run(step, values, given, tx.now_ms)
-        except Exception as exc:
-            error = StepError("HANDLER_ERROR", f"{type(exc).__name__}: {exc}", retryable=False)
-            result = TaskResult(Outcome.ERROR, error=error)
-        self._steps.finished(tx, record, flow, result, row)
 
     # --- time ------------------------------------------------------------------------------------
 
@@ -532,32 +355,3 @@ class Engine:
             return released
 
         return await self.store.write(change)
-
-
-def _key(source: Any, execution_id: str) -> int:
-    key = executions.key_of(source, execution_id)
-    if key is None:
-        raise NotFound(f"no execution {execution_id!r}")
-    return key
-
-
-def _leased(tx: Tx, key: int, lease_id: int) -> tasks.TaskRow:
-    row = tasks.leased(tx, key, lease_id)
-    if row is None:
-        raise _lease_lost(key)
-    return row
-
-
-def _lease_lost(key: int) -> LeaseLost:
-    return LeaseLost(f"the lease of task {key} is over: cancelled, expired or given to another")
-
-
-def _with_needed(tx: Tx, record: Record, step: Step) -> Record:
-    """The record with the context values that a built-in step reads."""
-    if not record.context.spilled:
-        return record
-    names = set(builtin.keys_needed(step))
-    if step.handler.type == "sub-flow":
-        needed = selectors.keys_needed(step.input)
-        names |= record.context.spilled.keys() if needed is None else needed
-    return executions.with_keys(tx, record, names)

@@ -7,16 +7,12 @@ tree. They never commit, never wait and never tell anybody anything.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from flowmonkeyd import builtin, decide, jsontext
+from flowmonkeyd import builtin, decide
 from flowmonkeyd.clock import Ids
 from flowmonkeyd.context import Context
-from flowmonkeyd.documents.flow import parse_flow
-from flowmonkeyd.documents.versions import newest
 from flowmonkeyd.errors import Conflict, Invalid, NotFound
 from flowmonkeyd.model import (
     NO_VALUE,
@@ -24,7 +20,6 @@ from flowmonkeyd.model import (
     Execution,
     ExecutionStatus,
     Flow,
-    HandlerRef,
     Lane,
     Limits,
     NewExecution,
@@ -35,67 +30,23 @@ from flowmonkeyd.model import (
     Wait,
     WaitKind,
 )
-from flowmonkeyd.store import Tx, catalog, executions, history, ledger, tasks, waits
+from flowmonkeyd.references import BUILTIN_VERSION, References, pin_of, split_ref
+from flowmonkeyd.store import Tx, executions, history, ledger, tasks, waits
 from flowmonkeyd.store.executions import Record
 
-__all__ = ["BUILTIN_VERSION", "LOCAL_VERSION", "Steps", "split_ref"]
+__all__ = ["Steps"]
 
-BUILTIN_VERSION = "1.0.0"
-# In-process handlers of the test harness.
-LOCAL_VERSION = "0.0.0"
-# Parsed flows kept, by the digest of their document.
-FLOWS_MAX = 512
 # A sub-flow that starts itself ends here rather than filling the disk.
 DEPTH_MAX = 16
 
 
 class Steps:
-    """The changes, with what they need: limits, ids, parsed flows. `local_types` run in process."""
+    """The changes, with what they need: limits, ids, and what names mean."""
 
-    def __init__(self, limits: Limits, ids: Ids, local_types: frozenset[str]) -> None:
+    def __init__(self, limits: Limits, ids: Ids, names: References) -> None:
         self.limits = limits
         self.ids = ids
-        self.local_types = local_types
-        self._flows: OrderedDict[str, Flow] = OrderedDict()
-
-    # --- flows and handlers ------------------------------------------------------------------
-
-    def flow(self, tx: Tx, key: int, digest: str) -> Flow:
-        """The parsed flow; kept by content, so a rolled-back apply can never leave a wrong one."""
-        flow = self._flows.get(digest)
-        if flow is None:
-            flow, _ = parse_flow(jsontext.loads(catalog.flow_document(tx, key)))
-            self._flows[digest] = flow
-            if len(self._flows) > FLOWS_MAX:
-                self._flows.popitem(last=False)
-        else:
-            self._flows.move_to_end(digest)
-        return flow
-
-    def find_flow(self, tx: Tx, ref: str) -> tuple[int, str, Flow]:
-        """(key, digest, flow) of a reference: `order` (the newest version) or `order@1.0.0`."""
-        known: tuple[int, str, Flow] | None = tx.memo.get(("flow", ref))
-        if known is not None:
-            return known
-        flow_id, version = split_ref(ref)
-        if version is None:
-            version = newest(catalog.flow_versions(tx, flow_id), None)
-        found = catalog.flow_key(tx, flow_id, version) if version else None
-        if found is None:
-            message = f"no flow {ref!r}; apply it first, or see `flowctl flow list`"
-            raise NotFound(message, code="FLOW_NOT_FOUND")
-        flow = self.flow(tx, *found)
-        tx.memo["flow", ref] = *found, flow
-        return *found, flow
-
-    def resolve(self, tx: Tx, ref: HandlerRef, pins: Mapping[str, str]) -> tuple[Lane, str] | None:
-        """The lane and version a handler reference means for an execution with these pins."""
-        if ref.type in builtin.TYPES:
-            return Lane.BUILTIN, BUILTIN_VERSION
-        if ref.type in self.local_types:
-            return Lane.SANDBOX, LOCAL_VERSION
-        version = pins.get(_pin(ref)) or _published(tx, ref)
-        return (Lane.SANDBOX, version) if version else None
+        self.names = names
 
     # --- start ---------------------------------------------------------------------------------
 
@@ -115,7 +66,7 @@ class Steps:
                 data = {"idempotencyKey": new.idempotency_key}
                 ledger.append(tx, known, [("idempotency.hit", None, data)])
                 return executions.shown(tx, known), False
-        flow_key, digest, flow = self.find_flow(tx, new.flow_ref)
+        flow_key, digest, flow = self.names.find_flow(tx, new.flow_ref)
         change = Context().change(new.context, self.limits)
         if isinstance(change, StepError):
             raise Invalid(f"cannot start {new.flow_ref!r}: {change.message}", code=change.code)
@@ -142,7 +93,7 @@ class Steps:
         if new.id is not None and executions.key_of(tx, new.id) is not None:
             message = f"cannot start: an execution with the id {new.id!r} exists already"
             raise Conflict(message, code="EXECUTION_EXISTS")
-        pins = self._pins(tx, flow)
+        pins = self.names.pins(tx, flow)
         record = executions.insert(
             tx, execution, (flow_key, digest), pins, change, parent, child_index, new.timeouts
         )
@@ -155,7 +106,7 @@ class Steps:
             data["by"] = by
         ledger.append(tx, key, [("execution.created", None, data)])
         step = flow.steps[flow.initial_step_id]
-        found = self.resolve(tx, step.handler, pins)
+        found = self.names.resolve(tx, step.handler, pins)
         if found is None:
             self._no_handler(tx, record, step)
             record = executions.shown(tx, key)
@@ -164,19 +115,6 @@ class Steps:
             priority = tasks.PRIORITIES.index(execution.priority)
             tasks.enqueue(tx, key, step.id, 0, lane, step.handler.type, version, priority)
         return record, True
-
-    def _pins(self, tx: Tx, flow: Flow) -> dict[str, str]:
-        known: dict[str, str] | None = tx.memo.get(("pins", flow.id, flow.version))
-        if known is not None:
-            return known
-        pins = tx.memo["pins", flow.id, flow.version] = {}
-        for step in flow.steps.values():
-            ref = step.handler
-            if ref.type not in builtin.TYPES and ref.type not in self.local_types:
-                version = _published(tx, ref)
-                if version is not None:
-                    pins[_pin(ref)] = version
-        return pins
 
     def _start_children(
         self, tx: Tx, record: Record, result: TaskResult
@@ -305,13 +243,13 @@ class Steps:
         return record
 
     def _queue(self, tx: Tx, record: Record, step: Step) -> None:
-        found = self.resolve(tx, step.handler, record.pins)
+        found = self.names.resolve(tx, step.handler, record.pins)
         if found is None:
             self._no_handler(tx, record, step)
             return
         lane, version = found
-        if lane is Lane.SANDBOX and step.handler.type not in self.local_types:
-            pin = _pin(step.handler)
+        if lane is Lane.SANDBOX and step.handler.type not in self.names.local_types:
+            pin = pin_of(step.handler)
             if pin not in record.pins:  # published after the execution was made
                 executions.save_pins(tx, record.key, {**record.pins, pin: version})
         tasks.enqueue(
@@ -326,7 +264,7 @@ class Steps:
         )
 
     def _no_handler(self, tx: Tx, record: Record, step: Step) -> None:
-        message = f"no published handler for {_pin(step.handler)!r}; see `flowctl handler list`"
+        message = f"no published handler for {pin_of(step.handler)!r}; see `flowctl handler list`"
         error = StepError("HANDLER_NOT_FOUND", message, retryable=False)
         self.failed(tx, record, error)
 
@@ -358,7 +296,7 @@ class Steps:
 
     def woken(self, tx: Tx, record: Record, wait: waits.WaitRow, data: Any) -> Record | StepError:
         """A wait is over. A StepError says why the data cannot be taken; then nothing changed."""
-        flow = self.flow(tx, record.flow_key, record.flow_digest)
+        flow = self.names.flow(tx, record.flow_key, record.flow_digest)
         decision = decide.resume(
             flow, record.execution, record.context, wait.wait, data, tx.now_ms, self.limits
         )
@@ -413,7 +351,7 @@ class Steps:
         wait = waits.get(tx, parent_key)
         assert wait is not None
         assert wait.children is not None
-        flow = self.flow(tx, parent.flow_key, parent.flow_digest)
+        flow = self.names.flow(tx, parent.flow_key, parent.flow_digest)
         step = flow.steps[wait.step_id]
         children = executions.children_from(tx, wait.children.first, wait.children.count)
         fits = sum(c.context.total_bytes for c in children) <= self.limits.value_bytes_max
@@ -475,24 +413,6 @@ class Steps:
                 data["by"] = by
             decision.events.append(("execution.cancelled", record.execution.current_step_id, data))
             self.save(tx, record, decision)
-
-
-def split_ref(ref: str) -> tuple[str, str | None]:
-    """`order@1.0.0` is ("order", "1.0.0"); without a version the second is None."""
-    flow_id, at, version = ref.partition("@")
-    return flow_id, version if at else None
-
-
-def _pin(ref: HandlerRef) -> str:
-    return f"{ref.type}@{ref.version_range}" if ref.version_range else ref.type
-
-
-def _published(tx: Tx, ref: HandlerRef) -> str | None:
-    rows = catalog.handler_versions(tx, ref.type)
-    found: str | None = newest(
-        (row.version for row in rows if row.yanked_at_ms is None), ref.version_range
-    )
-    return found
 
 
 def _started(children: list[str], result: TaskResult) -> Any:

@@ -34,7 +34,7 @@ from flowmonkeyd.model import (
     Priority,
     Timeouts,
 )
-from flowmonkeyd.steps import split_ref
+from flowmonkeyd.references import split_ref
 from flowmonkeyd.store import executions, history, ledger
 
 __all__ = [

@@ -169,8 +169,9 @@ async def test_a_resume_token_works_once(api):
     wrong = await api.call("POST", path, {"token": "x"})
     assert (wrong.status, wrong.json["code"]) == (422, "INVALID_TOKEN")
     body = {"token": execution["resumeToken"], "data": {"ok": True}}
-    answers = await asyncio.gather(*(api.call("POST", path, body) for _ in range(5)))
-    assert sorted(a.status for a in answers) == [200, 422, 422, 422, 422]
+    async with asyncio.TaskGroup() as group:
+        calls = [group.create_task(api.call("POST", path, body)) for _ in range(5)]
+    assert sorted(call.result().status for call in calls) == [200, 422, 422, 422, 422]
 
 
 async def test_cancel_and_retry(api):
@@ -352,9 +353,10 @@ async def test_a_stream_of_an_execution_ends_with_it_and_resumes_after_a_seq(api
         answer = await api.call("GET", f"{path}&after={after}")
         return [json.loads(line) for line in answer.body.splitlines() if line]
 
-    following = asyncio.ensure_future(follow(0))
-    await api.call("POST", "/v1/events", {"name": "go", "data": {"k": 1}})
-    events = await following
+    async with asyncio.TaskGroup() as group:
+        following = group.create_task(follow(0))
+        await api.call("POST", "/v1/events", {"name": "go", "data": {"k": 1}})
+    events = following.result()
     assert events[0]["type"] == "execution.created"
     assert events[-1]["type"] == "execution.completed"
     assert [e["seq"] for e in events] == sorted({e["seq"] for e in events})

@@ -4,7 +4,6 @@ import asyncio
 
 import pytest
 
-from flowmonkeyd.engine import LEASE_MS
 from flowmonkeyd.errors import Conflict, LeaseLost, NotFound
 from flowmonkeyd.model import (
     CancelSource,
@@ -18,6 +17,7 @@ from flowmonkeyd.model import (
 )
 from flowmonkeyd.store import history, ledger, tasks
 from flowmonkeyd.testing import FlowHarness
+from flowmonkeyd.work import LEASE_MS
 from tests.flows import Tally, doc, echo, step, wait_for_event
 
 FLOW = doc(step("a", next="b", out="r"), step("b"))

@@ -247,6 +247,7 @@ SLEEP = {
 
 def submits(daemon: Daemon, clients: int, each: int) -> float:
     """Accepted executions a second; they park, so that only submitting is measured."""
+
     def client():
         connection = daemon.connect()
         for _ in range(each):
@@ -286,17 +287,27 @@ def main() -> None:
             print(f"floor, one commit a step     {base:10.0f} steps/s")
             print(f"daemon, {args.executions} x {STEPS} steps     {rate:10.0f} steps/s", end="")
             print(f"   {rate / base:.2f} x floor (goal >= 1.0)")
-            print(f"CPU of the daemon            {statistics.median(cpus):10.3f} s / 1000 steps", end="")
+            print(
+                f"CPU of the daemon            {statistics.median(cpus):10.3f} s / 1000 steps",
+                end="",
+            )
             print("   (goal <= 0.25)")
-            print(f"written by the daemon        {statistics.median(writes):10.0f} bytes / step", end="")
+            print(
+                f"written by the daemon        {statistics.median(writes):10.0f} bytes / step",
+                end="",
+            )
             print("   (goal <= 8000)")
             one = floor_latency_ms(directory)
             times = latency(daemon, 300)
             p50, p99 = times[len(times) // 2], times[int(len(times) * 0.99)]
             print(f"one execution, idle daemon   p50 {p50:.2f} ms, p99 {p99:.2f} ms", end="")
             print(f"   p50 {p50 / one:.2f} x floor's {one:.2f} ms (goal <= 4; p99 <= 20 ms)")
-            print(f"submits, 1 client            {submits(daemon, 1, 1000):10.0f} /s (goal >= 1200)")
-            print(f"submits, 16 clients          {submits(daemon, 16, 200):10.0f} /s (goal >= 3000)")
+            print(
+                f"submits, 1 client            {submits(daemon, 1, 1000):10.0f} /s (goal >= 1200)"
+            )
+            print(
+                f"submits, 16 clients          {submits(daemon, 16, 200):10.0f} /s (goal >= 3000)"
+            )
             connection = daemon.connect()
             body = [{"flow": "parked", "context": {"v": 1}} for _ in range(5000)]
             began = time.perf_counter()

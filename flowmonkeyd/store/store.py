@@ -9,7 +9,6 @@ disk refuses the whole batch and changes nothing. This file never knows what the
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import re
 import sqlite3
@@ -123,7 +122,11 @@ class Store:
                 await _on_thread(reader, lambda conn: conn.execute("PRAGMA query_only = ON"))
         except sqlite3.Error as exc:
             await self.close()
-            raise Unavailable(f"cannot open the database {self.path}: {exc}") from exc
+            full = _out_of_space(self.path.parent)
+            why = "the disk is full; free some space and try again" if full else str(exc)
+            raise Unavailable(
+                f"cannot open the database {self.path}: {why}", code="DISK_FULL" if full else None
+            ) from exc
         except BaseException:
             await self.close()
             raise
@@ -244,7 +247,7 @@ def _commit(
     except sqlite3.Error as exc:
         if conn.in_transaction:
             conn.execute("ROLLBACK")
-        refusal = _Raised(_refusal(exc))
+        refusal = _Raised(_refusal(exc, conn))
         return _Done([refusal] * len(batch), Committed())
     return done
 
@@ -274,22 +277,23 @@ def _run_one(
     return result
 
 
-def _refusal(exc: sqlite3.Error) -> Exception:
+def _refusal(exc: sqlite3.Error, conn: sqlite3.Connection) -> Exception:
     code = getattr(exc, "sqlite_errorname", "")
     if code.startswith("SQLITE_FULL"):
         return Unavailable(
             "cannot write: the disk is full; free some space and try again", code="DISK_FULL"
         )
     if code.startswith(("SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN")):
-        full = code == "SQLITE_IOERR_WRITE" and _out_of_space(exc)
+        full = _out_of_space(Path(conn.execute("PRAGMA database_list").fetchone()[2]).parent)
         return Unavailable(
             f"cannot write to the database: {exc} ({code})", code="DISK_FULL" if full else None
         )
     return exc
 
 
-def _out_of_space(exc: sqlite3.Error) -> bool:
-    return getattr(exc, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+def _out_of_space(directory: Path) -> bool:
+    """SQLite's errors have no errno, and growing the WAL's index fails as an I/O error."""
+    return os.statvfs(directory).f_bavail == 0
 
 
 def _consistently(fn: Callable[[sqlite3.Connection], T]) -> Callable[[sqlite3.Connection], T]:

@@ -121,13 +121,19 @@ class RunningDaemon:
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[RunningDaemon]:
-    """A daemon that is ready; if it still runs after the test, it must end as it should."""
-    running = RunningDaemon(tmp_path)
-    running.start()
+def stopped_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
+    """A daemon yet to be started; if it runs after the test, it must end as it should."""
+    running = RunningDaemon(tmp_path_factory.mktemp("fm"))
     yield running
     if running.is_running:
         running.stop()
+
+
+@pytest.fixture
+def daemon(stopped_daemon: RunningDaemon) -> RunningDaemon:
+    """A daemon that is ready."""
+    stopped_daemon.start()
+    return stopped_daemon
 
 
 def _below(pid: int) -> list[int]:

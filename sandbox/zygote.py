@@ -60,7 +60,10 @@ def main(control_fd: int) -> None:
     """Confine, then serve until the pool goes away. Never returns."""
     linux.parent_death_signal(signal.SIGKILL)
     control = _socket.socket(fileno=control_fd)
-    start = json.loads(control.recv(MESSAGE_MAX_BYTES))
+    message = control.recv(MESSAGE_MAX_BYTES)
+    if not message:
+        os._exit(0)  # the parent died before it said anything
+    start = json.loads(message)
     if os.getppid() != start["parent"]:
         os._exit(0)  # the parent died before the death signal was set
     for name in _PRELOAD:

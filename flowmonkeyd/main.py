@@ -268,7 +268,8 @@ def _locked(directory: Path) -> Iterator[None]:
         directory.chmod(0o700)
         fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as exc:
-        message = f"cannot use the data directory {directory}: {exc.strerror}"
+        why = "it is not a directory" if isinstance(exc, FileExistsError) else exc.strerror
+        message = f"cannot use the data directory {directory}: {why}"
         raise Unavailable(message) from None
     try:
         try:

@@ -328,6 +328,8 @@ def _prepare(conn: sqlite3.Connection) -> int:
             f"cannot open the database: it has version {version} and this flowmonkeyd knows "
             f"versions up to {steps[-1][0]}; run the newer flowmonkeyd"
         )
+    # Before there is a WAL: SQLite gives the files beside the database its mode.
+    os.chmod(conn.execute("PRAGMA database_list").fetchone()[2], 0o600)
     conn.execute("PRAGMA journal_mode = WAL")
     conn.execute("PRAGMA synchronous = FULL")  # NORMAL forgets commits at a power cut
     conn.execute("PRAGMA foreign_keys = ON")
@@ -341,5 +343,4 @@ def _prepare(conn: sqlite3.Connection) -> int:
     boot: int = conn.execute(
         "UPDATE meta SET value = value + 1 WHERE name = 'boot' RETURNING value"
     ).fetchone()[0]
-    os.chmod(conn.execute("PRAGMA database_list").fetchone()[2], 0o600)
     return boot

@@ -115,6 +115,7 @@ class Daemon:
         self.log = directory / "log"
         self.flags = flags
         self.environ = environ
+        self.before: tuple[str, ...] = ()  # a command that executes the daemon
         self.process: subprocess.Popen | None = None
         self._notify: socket.socket | None = None
 
@@ -125,10 +126,10 @@ class Daemon:
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(path))
         environ = {name: text for name, text in os.environ.items() if "FLOWMONKEY" not in name}
-        command = [sys.executable, "-m", "flowmonkeyd", "--data-dir", str(self.data)]
+        command = [*self.before, sys.executable, "-m", "flowmonkeyd", f"--data-dir={self.data}"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--socket", str(self.socket), *self.flags],
+                [*command, f"--socket={self.socket}", *self.flags],
                 env={**environ, "NOTIFY_SOCKET": str(path), **self.environ},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -143,9 +144,7 @@ class Daemon:
         self.launch()
         while "READY=1" not in (text := self.told(START_S)):
             if not text:
-                code = self.process.wait(END_S)
-                self._close()
-                raise DidNotStart(code, self.log.read_bytes()[before:].decode())
+                raise DidNotStart(self.ended(), self.log.read_bytes()[before:].decode())
         return time.monotonic() - began
 
     def told(self, timeout_s: float) -> str:

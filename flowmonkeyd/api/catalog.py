@@ -42,7 +42,7 @@ async def apply_flow(api: Api, request: Request) -> Response:
     """Apply a flow document, JSON or YAML: 201 new, 200 unchanged, 409 other content."""
     if _media_type(request) in YAML:
         body = await read_body(request, api.settings.api.bodyBytesMax)
-        document = parse_text(body)
+        document = await asyncio.to_thread(parse_text, body)  # YAML takes its time
     else:
         document = await read_json(request, api)
         if not isinstance(document, dict):
@@ -120,7 +120,12 @@ async def show_handler(api: Api, request: Request) -> Response:
     if not rows:
         raise NotFound(f"no handler {handler_type!r}", code="HANDLER_NOT_FOUND")
     rows.sort(key=lambda row: sort_key(row.version), reverse=True)
-    return answer({"items": [wire.handler_json(row) for row in rows], "nextCursor": None})
+    start = page_of(request) or 0  # SemVer order is not the tables' to know: a place in the list
+    end = start + bounded(request)
+    more = cursor(end) if len(rows) > end else None
+    return answer(
+        {"items": [wire.handler_json(row) for row in rows[start:end]], "nextCursor": more}
+    )
 
 
 async def yank(api: Api, request: Request) -> Response:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from flowmonkeyd.api import wire
 from flowmonkeyd.api.requests import (
     Api,
+    Lines,
     answer,
     bounded,
     cursor,
@@ -22,6 +23,7 @@ from flowmonkeyd.api.requests import (
     page_of,
     peer,
     read_json,
+    until_gone,
     word,
 )
 from flowmonkeyd.engine import Submitted
@@ -62,11 +64,11 @@ SEQ_MAX = 2**62
 async def create(api: Api, request: Request) -> Response:
     """Start an execution; with `waitMs`, answer when it has ended or the time is up."""
     wait_ms = number(request, "waitMs", 0, 0, WAIT_MS_MAX)
-    body = decode(wire.ExecutionBody, await read_json(request, api))
+    body = decode(wire.EXECUTION, await read_json(request, api))
     submitted = await api.engine.submit(_new(api, body), peer(request))
     record = submitted.record
     if wait_ms and not record.execution.status.is_final:
-        await _until_ended(api, record.execution.id, wait_ms)
+        await _until_ended(api, request, record.execution.id, wait_ms)
         record = await api.engine.get(record.execution.id)
     headers = {"location": f"/v1/executions/{record.execution.id}"}
     return answer(wire.execution_json(record), 201 if submitted.created else 200, headers)
@@ -80,10 +82,7 @@ async def create_batch(api: Api, request: Request) -> Response:
         raise Invalid("cannot take the batch: send a JSON list of executions")
     if len(items) > wire.BATCH_MAX:
         raise TooLarge(f"cannot take the batch: it has {len(items)} items of {wire.BATCH_MAX}")
-    batch = [
-        _new(api, decode(wire.ExecutionBody, item, f"$[{index}]"))
-        for index, item in enumerate(items)
-    ]
+    batch = [_new(api, body) for body in decode(wire.BATCH, items)]
     made = await api.engine.submit_batch(batch, peer(request)) if batch else []
     shown = _ids if "ids" in view else _whole
     return answer({"items": [shown(one) for one in made]}, 201)
@@ -122,7 +121,7 @@ async def show(api: Api, request: Request) -> Response:
     execution_id = request.path_params["id"]
     record = await api.engine.get(execution_id)
     if wait_ms and not record.execution.status.is_final:
-        await _until_ended(api, execution_id, wait_ms)
+        await _until_ended(api, request, execution_id, wait_ms)
         record = await api.engine.get(execution_id)
     return answer(wire.execution_json(record))
 
@@ -169,7 +168,7 @@ async def events(api: Api, request: Request) -> Response:
 
 async def cancel(api: Api, request: Request) -> Response:
     """Cancel an execution and its children."""
-    body = decode(wire.CancelBody, await read_json(request, api, {}))
+    body = decode(wire.CANCEL, await read_json(request, api, {}))
     source = CancelSource(body.source)
     record = await api.engine.cancel(_id(request), source, body.reason, peer(request))
     return answer(wire.execution_json(record))
@@ -177,7 +176,7 @@ async def cancel(api: Api, request: Request) -> Response:
 
 async def resume(api: Api, request: Request) -> Response:
     """End an execution's wait, with data for its context; a token is checked when given."""
-    body = decode(wire.ResumeBody, await read_json(request, api, {}))
+    body = decode(wire.RESUME, await read_json(request, api, {}))
     data = body.data if "data" in body.model_fields_set else NO_VALUE
     record = await api.engine.resume(_id(request), body.token, data, peer(request))
     return answer(wire.execution_json(record))
@@ -185,14 +184,14 @@ async def resume(api: Api, request: Request) -> Response:
 
 async def retry(api: Api, request: Request) -> Response:
     """Run a failed or cancelled execution on, from a step."""
-    body = decode(wire.RetryBody, await read_json(request, api, {}))
+    body = decode(wire.RETRY, await read_json(request, api, {}))
     record = await api.engine.retry(_id(request), body.fromStepId, peer(request))
     return answer(wire.execution_json(record))
 
 
 async def send_event(api: Api, request: Request) -> Response:
     """Wake every execution of the tenant that waits for this event, in one transaction."""
-    body = decode(wire.EventBody, await read_json(request, api))
+    body = decode(wire.EVENT, await read_json(request, api))
     sent = await api.engine.send_event(body.name, body.data, body.tenantId, peer(request))
     shown = {
         "name": body.name,
@@ -245,16 +244,17 @@ async def _key(api: Api, execution_id: str) -> int:
     return key
 
 
-async def _until_ended(api: Api, execution_id: str, wait_ms: int) -> None:
+async def _until_ended(api: Api, request: Request, execution_id: str, wait_ms: int) -> None:
+    """Return when it has ended, the time is up, the daemon drains or the client has gone away."""
     waiter = api.feed.expect_end(execution_id)
     try:
         # It may have ended before we began to wait.
         if (await api.engine.get(execution_id)).execution.status.is_final:
             return
-        async with asyncio.timeout(wait_ms / 1000):
-            await waiter
-    except TimeoutError:
-        pass
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(until_gone(request.receive, waiter.cancel))
+            await asyncio.wait([waiter], timeout=wait_ms / 1000)
+            watching.cancel()
     finally:
         api.feed.forget(execution_id, waiter)
 
@@ -265,43 +265,26 @@ async def _page_or_stream(
     read: Callable[[sqlite3.Connection, int, int], list[dict[str, Any]]],
     key: int | None,
 ) -> Response:
+    """A page of rows, or with `follow=true` all of them as they come; those of one execution (its
+    key) end with it."""
     after = number(request, "after", 0, 0, SEQ_MAX)
     store = api.engine.store
-    if key is None and "after" not in request.query_params and _follows(request):
-        after = await store.read(ledger.last_seq)
-    if not _follows(request):
+    if "true" not in word(request, "follow", ("true", "false")):
         limit = bounded(request)
         start = page_of(request) or after
         rows = await store.read(lambda conn: read(conn, start, limit + 1))
         more = cursor(rows[limit - 1]["seq"]) if len(rows) > limit else None
         return answer({"items": rows[:limit], "nextCursor": more})
+    if key is None and "after" not in request.query_params:
+        after = await store.read(ledger.last_seq)
 
-    async def rows_after(seq: int) -> list[dict[str, Any]]:
-        return await store.read(lambda conn: read(conn, seq, FOLLOW_ROWS))
+    def look(conn: sqlite3.Connection, seq: int) -> tuple[list[dict[str, Any]], bool]:
+        rows = read(conn, seq, FOLLOW_ROWS)
+        if key is None or len(rows) == FOLLOW_ROWS:
+            return rows, False
+        return rows, executions.load(conn, key).execution.status.is_final
 
-    over: Callable[[], Awaitable[bool]] | None = None
-    if key is not None:
-        ended_key = key
+    async def rows_after(seq: int) -> tuple[list[dict[str, Any]], bool]:
+        return await store.read(lambda conn: look(conn, seq))
 
-        async def has_ended() -> bool:
-            record = await store.read(lambda conn: executions.load(conn, ended_key))
-            return record.execution.status.is_final
-
-        over = has_ended
-    return StreamingResponse(
-        _lines(api, rows_after, after, over), media_type="application/x-ndjson"
-    )
-
-
-def _follows(request: Request) -> bool:
-    return "true" in word(request, "follow", ("true", "false"))
-
-
-async def _lines(
-    api: Api,
-    read: Callable[[int], Awaitable[list[dict[str, Any]]]],
-    after: int,
-    over: Callable[[], Awaitable[bool]] | None,
-) -> AsyncIterator[bytes]:
-    async for lines in api.feed.follow(read, after, over):
-        yield lines
+    return Lines(api.feed.follow(rows_after, after))

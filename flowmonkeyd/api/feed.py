@@ -19,6 +19,8 @@ __all__ = ["Feed"]
 HEARTBEAT_S = 15.0
 
 Rows = list[dict[str, Any]]
+# Rows after a seq, and whether there will never be more: both from one look at the tables.
+Read = Callable[[int], Awaitable[tuple[Rows, bool]]]
 
 
 class Feed:
@@ -63,24 +65,19 @@ class Feed:
             if not waiters:
                 del self._waiters[execution_id]
 
-    async def follow(
-        self,
-        read: Callable[[int], Awaitable[Rows]],
-        after: int,
-        is_over: Callable[[], Awaitable[bool]] | None = None,
-    ) -> AsyncIterator[bytes]:
-        """NDJSON lines of the rows `read(after)` gives, for ever or until `is_over()`.
-
-        `is_over` is asked before the read that finds nothing more, so the last rows are never lost.
-        """
+    async def follow(self, read: Read, after: int) -> AsyncIterator[bytes]:
+        """NDJSON lines of the rows `read(after)` gives, until it says that was all or the daemon
+        drains; the reader goes on after the last seq it has."""
         while True:
-            changed = self._changed
-            over = self._closed or (is_over is not None and await is_over())
-            while rows := await read(after):
+            changed, closed = self._changed, self._closed  # before the look, so none is missed
+            rows, over = await read(after)
+            if rows:
                 after = rows[-1]["seq"]
                 yield b"".join(jsontext.dumps(row).encode() + b"\n" for row in rows)
-            if over:
+            if over or closed:
                 return
+            if rows:
+                continue  # there may be more
             try:
                 async with asyncio.timeout(HEARTBEAT_S):
                     await changed.wait()

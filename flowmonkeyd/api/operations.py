@@ -6,7 +6,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from flowmonkeyd import __version__
-from flowmonkeyd.api import wire
 from flowmonkeyd.api.requests import Api, answer
 from flowmonkeyd.store import tasks
 
@@ -33,16 +32,20 @@ async def version(api: Api, request: Request) -> Response:
 async def queue(api: Api, request: Request) -> Response:
     """Depth of the queue by handler type and priority."""
     rows = await api.engine.store.read(tasks.depth)
+    now_ms = api.clock.now_ms()
     items = [
         {
             "handlerType": row["handler_type"],
             "priority": row["priority"],
             "queued": row["queued"],
             "leased": row["leased"],
-            "oldestQueuedMs": row["oldest_at_ms"],
-            "oldestQueuedAt": wire.rfc3339(row["oldest_at_ms"]),
+            "oldestQueuedMs": _since(row["oldest_at_ms"], now_ms),
         }
         for row in rows
     ]
     totals = {name: sum(row[name] for row in rows) for name in ("queued", "leased")}
     return answer({"items": items, "totals": totals})
+
+
+def _since(at_ms: int | None, now_ms: int) -> int | None:
+    return None if at_ms is None else max(0, now_ms - at_ms)

@@ -1,23 +1,29 @@
 """What every API function needs: the parts it speaks to, its request decoded, its answer encoded.
 
 Bodies are read under a limit, JSON is parsed strictly, query parameters are checked one by one;
-whatever is wrong is a FlowMonkeyError that names it, and changes nothing.
+whatever is wrong is a FlowMonkeyError that names it, and changes nothing. A stream is sent as fast
+as its reader takes it, and ends with its reader.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from flowmonkeyd import jsontext
 from flowmonkeyd.api.feed import Feed
+from flowmonkeyd.clock import Clock, SystemClock
 from flowmonkeyd.config import Settings
 from flowmonkeyd.documents.problems import problems_of
 from flowmonkeyd.engine import Engine
@@ -28,24 +34,33 @@ __all__ = [
     "Api",
     "BadJson",
     "Gone",
+    "Lines",
     "Unsupported",
     "answer",
     "bounded",
     "cursor",
     "decode",
     "instant",
+    "known_query",
     "number",
     "page_of",
     "peer",
     "read_body",
     "read_json",
+    "until_gone",
     "word",
 ]
 
-Body = TypeVar("Body", bound=BaseModel)
+log = logging.getLogger(__name__)
+
+Body = TypeVar("Body")
 
 LIMIT_DEFAULT = 50
 LIMIT_MAX = 500
+# A batch can be wrong ten thousand times; nobody reads more than this.
+PROBLEMS_MAX = 100
+_CURSOR = re.compile(r"k[0-9]{1,18}")
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class BadJson(Invalid):
@@ -70,6 +85,7 @@ class Api:
     settings: Settings
     health: Callable[[], Mapping[str, Any]]
     metrics: Callable[[], Awaitable[str]]
+    clock: Clock = field(default_factory=SystemClock)
 
 
 def peer(request: Request) -> str:
@@ -98,8 +114,9 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 async def read_json(request: Request, api: Api, empty: Any = None) -> Any:
     """The body as JSON; `empty` for no body. Raises BadJson with line and column."""
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip()
-    if kind not in ("application/json", "", "application/x-www-form-urlencoded"):
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    # The last is what `curl -d` says when it is told nothing.
+    if kind not in ("", "application/json", "application/x-www-form-urlencoded"):
         raise Unsupported(f"cannot read {kind!r}: send application/json")
     body = await read_body(request, api.settings.api.bodyBytesMax)
     if not body.strip():
@@ -112,18 +129,63 @@ async def read_json(request: Request, api: Api, empty: Any = None) -> Any:
         raise BadJson(f"cannot read the request: not JSON: {exc}") from None
 
 
-def decode(model: type[Body], value: Any, root: str = "$") -> Body:
+def decode(model: TypeAdapter[Body], value: Any) -> Body:
     """The value as a request model. Raises Invalid with every problem and its path."""
     try:
-        return model.model_validate(value)
+        return model.validate_python(value)
     except ValidationError as exc:
-        problems = problems_of(exc, root)
+        problems = problems_of(exc)[:PROBLEMS_MAX]
         what = "; ".join(f"{problem.path}: {problem.message}" for problem in problems[:3])
         raise Invalid(f"cannot take the request: {what}", problems=problems) from None
 
 
 def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(jsontext.dumps(value).encode(), status, headers, media_type="application/json")
+
+
+class Lines(Response):
+    """An NDJSON stream. What breaks it is logged, and the reader sees it cut, not ended."""
+
+    media_type = "application/x-ndjson"
+
+    def __init__(self, lines: AsyncIterator[bytes]) -> None:
+        super().__init__()
+        del self.headers["content-length"]
+        self._lines = lines
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with asyncio.TaskGroup() as group:
+            sending = group.create_task(self._send(send))
+            watching = group.create_task(until_gone(receive, sending.cancel))
+            await asyncio.wait([sending])
+            watching.cancel()
+
+    async def _send(self, send: Send) -> None:
+        head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(head)
+        try:
+            async for chunk in self._lines:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except Exception:
+            log.exception("a stream broke off")
+            return
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def until_gone(receive: Receive, then: Callable[[], object]) -> None:
+    """Call `then` when the client has gone away; the request's body must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    then()
+
+
+def known_query(request: Request, names: Collection[str]) -> None:
+    """Raises Invalid for a query parameter the route does not have: most likely a misspelt filter,
+    and a list without its filter is the wrong answer."""
+    for name in request.query_params:
+        if name not in names:
+            known = ", ".join(names) or "none here"
+            raise _query(name[:50], f"is not a parameter of this route; there are: {known}")
 
 
 def number(request: Request, name: str, default: int, low: int, high: int) -> int:
@@ -154,12 +216,10 @@ def instant(request: Request, name: str) -> int | None:
         return None
     try:
         moment = datetime.fromisoformat(text)
-        if moment.tzinfo is None:
-            raise ValueError("no time zone")
-    except ValueError:
+        return (moment - _EPOCH) // timedelta(milliseconds=1)
+    except (ValueError, TypeError, OverflowError):  # TypeError: it has no time zone
         example = "2026-01-31T08:00:00Z"
         raise _query(name, f"must be an RFC 3339 time such as {example}") from None
-    return int(moment.timestamp() * 1000)
 
 
 def bounded(request: Request) -> int:
@@ -173,9 +233,12 @@ def page_of(request: Request) -> int | None:
     if text is None:
         return None
     try:
-        return int(base64.urlsafe_b64decode(text.encode() + b"==").decode().removeprefix("k"))
+        key = base64.urlsafe_b64decode(text.encode() + b"==").decode()
     except ValueError:
-        raise _query("cursor", "is not one that a list gave out") from None
+        key = ""
+    if not _CURSOR.fullmatch(key):
+        raise _query("cursor", "is not one that a list gave out")
+    return int(key[1:])
 
 
 def cursor(key: int) -> str:

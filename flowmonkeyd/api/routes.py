@@ -84,7 +84,7 @@ ROUTES: tuple[Route, ...] = (
           wire.HandlerShape),
     Route("GET", "/v1/handlers/{name:path}", catalog.show_handler,
           "Show a handler version (type/version) or all versions (type)", None,
-          wire.HandlerShape),
+          wire.HandlerShape, PAGE),
     Route("GET", "/v1/queue", operations.queue, "Depth of the queue", None, wire.QueueShape),
     Route("GET", "/v1/health", operations.health, "Whether the daemon is ready", None,
           wire.HealthShape),

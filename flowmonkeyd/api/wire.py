@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, TypeAdapter
 
 from flowmonkeyd import jsontext
 from flowmonkeyd.errors import Problem
@@ -22,7 +22,13 @@ from flowmonkeyd.store.executions import Record
 from flowmonkeyd.store.history import LogRow
 
 __all__ = [
+    "BATCH",
     "BATCH_MAX",
+    "CANCEL",
+    "EVENT",
+    "EXECUTION",
+    "RESUME",
+    "RETRY",
     "CancelBody",
     "EventBody",
     "ExecutionBody",
@@ -94,6 +100,14 @@ class EventBody(_Body):
     name: Name
     data: Any = None
     tenantId: Name = DEFAULT_TENANT
+
+
+EXECUTION = TypeAdapter(ExecutionBody)
+BATCH = TypeAdapter(list[ExecutionBody])
+CANCEL = TypeAdapter(CancelBody)
+RESUME = TypeAdapter(ResumeBody)
+RETRY = TypeAdapter(RetryBody)
+EVENT = TypeAdapter(EventBody)
 
 
 # --- shapes of responses, for the OpenAPI document ---------------------------------------------

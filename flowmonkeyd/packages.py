@@ -35,7 +35,8 @@ _PROBLEMS_MAX = 100
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A package that is on disk now; `size_bytes` counts its unpacked files."""
+    """A package that is on disk now; `size_bytes` counts its unpacked files, `manifest_json` is
+    the text of handler.json as written."""
 
     manifest: Manifest
     manifest_json: str
@@ -84,7 +85,7 @@ class Packages:
             ) from exc
         return Received(
             manifest,
-            files[MANIFEST].decode(),
+            files[MANIFEST].decode("utf-8-sig"),
             digest,
             sum(map(len, files.values())),
             tuple(sorted(files)),
@@ -109,6 +110,8 @@ class Packages:
     def _keep(self, digest: str, files: Mapping[str, bytes]) -> None:
         place = self.path(digest)
         if place.is_dir():
+            # Whoever renamed it may not have come to flush it yet.
+            _flush(self._root)
             return
         incoming = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=self._root))
         try:

@@ -37,6 +37,7 @@ DEPTH_MAX = 16
 # APPNOTE.TXT 4.3.7 and 4.3.16: local file header, end of central directory record.
 _LOCAL = struct.Struct("<4s5H3L2H")
 _END = struct.Struct("<4s4H2LH")
+_LOCATOR_BYTES = 20  # 4.3.15: where ZIP64's end record is, just before the other one
 # Bits 1 and 2 say how hard the writer tried, bit 11 that the name is UTF-8. All others mean
 # encryption, patches, or sizes that come after the data.
 _FLAGS_ALLOWED = 0x0806
@@ -105,6 +106,9 @@ def _entries(data: bytes) -> list[zipfile.ZipInfo]:
         raise _refused("it is not a ZIP archive, or is cut short, or bytes follow it")
     if disk or first_disk or here != count or comment or offset + size + _END.size != len(data):
         raise _refused("its end record does not describe it (ZIP64 is not supported)")
+    # The library would believe ZIP64's end record instead of the one checked here.
+    if data[-_END.size - _LOCATOR_BYTES :].startswith(b"PK\x06\x07"):
+        raise _refused("it has two end records (ZIP64 is not supported)")
     if not 0 < count <= FILES_MAX:
         raise _refused(f"it has {count} entries; 1 to {FILES_MAX} are allowed")
     try:

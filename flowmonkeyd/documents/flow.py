@@ -82,7 +82,7 @@ _OutputKey = Annotated[StrictStr, Field(pattern=r"^[^.]+(\.[^.]+)*$", max_length
 class _Retry(_Model):
     maxAttempts: Annotated[StrictInt, Field(ge=0, le=1000)] = 0
     backoffMs: Annotated[StrictInt, Field(ge=0, le=BACKOFF_MS_MAX)] = 0
-    backoffMultiplier: Annotated[float, Field(ge=1, le=1000)] = 2.0
+    backoffMultiplier: Annotated[float, Field(ge=1, le=1000, strict=True)] = 2.0
     maxBackoffMs: Annotated[StrictInt, Field(ge=0, le=BACKOFF_MS_MAX)] = 60_000
     retryOn: list[Text] | None = None
 

@@ -25,12 +25,13 @@ from pydantic import (
 )
 
 from flowmonkeyd import jsontext
+from flowmonkeyd.documents.builtins import CONFIGS
 from flowmonkeyd.documents.problems import problems_of
-from flowmonkeyd.documents.text import not_json, parse_text
+from flowmonkeyd.documents.text import not_json, parse_json
 from flowmonkeyd.documents.versions import is_version
 from flowmonkeyd.errors import Invalid, Problem
 
-__all__ = ["Input", "Manifest", "json_schema", "parse_manifest"]
+__all__ = ["Input", "Manifest", "Stateful", "json_schema", "parse_manifest"]
 
 # The seed's hard limits of a stateless handler.
 TTL_MS_MAX = 60_000
@@ -145,14 +146,29 @@ class Input:
     secret: bool
     required: bool
     default: Any
+    description: str | None
     value: Any
     rules: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class Stateful:
+    """What only a stateful handler declares; `ttl_soft_ms` warns, `ttl_hard_ms` kills."""
+
+    ttl_soft_ms: int
+    ttl_hard_ms: int
+    ttl_default_ms: int
+    checkpoint_interval_ms: int
+    checkpoint_bytes_max: int
+    pause_enabled: bool
+    pause_ms_max: int
+    resources: Literal["light", "medium", "heavy", "gpu"]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """A handler's manifest. `timeout_ms` is the lower of `handler.timeout` and `execution.ttl`;
-    `stateful_*` are the raw sections of a stateful handler, None for a stateless one."""
+    """A handler's manifest. `timeout_ms` is the lower of `handler.timeout` and `execution.ttl`
+    (its default for a stateful handler); `stateful` is None for a stateless handler."""
 
     type: str
     version: str
@@ -161,7 +177,7 @@ class Manifest:
     category: str | None
     runtime: str
     entrypoint: str
-    stateful: bool
+    stateful: Stateful | None
     timeout_ms: int
     memory_mib: int
     cpu: float
@@ -169,12 +185,14 @@ class Manifest:
     filesystem: Literal["none", "readonly", "temp"]
     inputs: tuple[Input, ...]
     dependencies: Mapping[str, str]
-    stateful_execution: Mapping[str, Any] | None = None
 
 
 def parse_manifest(source: str | bytes | Mapping[str, Any]) -> Manifest:
-    """The manifest. Raises Invalid with every problem, each with its JSON path."""
-    document = parse_text(source) if isinstance(source, str | bytes) else source
+    """The manifest from JSON text or an object.
+
+    Raises Invalid with every problem, each with its JSON path.
+    """
+    document = parse_json(source) if isinstance(source, str | bytes) else source
     broken = not_json(document)
     if broken is None and jsontext.size_bytes(document) > DOCUMENT_BYTES_MAX:
         broken = Problem("$", f"has more than {DOCUMENT_BYTES_MAX} bytes as JSON")
@@ -201,10 +219,14 @@ def _check(document: Any) -> Iterator[Problem]:
     """What the shape cannot say. Parts of the wrong shape are passed over."""
     handler, execution = _object(document, "handler"), _object(document, "execution")
     version, entrypoint = handler.get("version"), handler.get("entrypoint")
+    if handler.get("type") in tuple(CONFIGS):  # a tuple, for a wrong type may have no hash
+        yield Problem("$.handler.type", "is a built-in step type; choose another name")
     if isinstance(version, str) and not is_version(version):
         yield Problem("$.handler.version", f"{version[:64]!r} is not SemVer such as 1.0.0")
     runtime = handler.get("runtime", "python")
-    if isinstance(entrypoint, str) and runtime in _FILES and not _is_entry(entrypoint, runtime):
+    if not isinstance(runtime, str) or runtime not in _FILES:
+        pass  # told already
+    elif isinstance(entrypoint, str) and not _is_entry(entrypoint, runtime):
         files = " or ".join(f"file{end}:name" for end in _FILES[runtime])
         yield Problem("$.handler.entrypoint", f"should be {files}, a file of the package")
     elif entrypoint is None and runtime == "node":
@@ -280,12 +302,12 @@ def _check_inputs(inputs: Any) -> Iterator[Problem]:
 
 def _manifest(shape: _Document) -> Manifest:
     handler, execution = shape.handler, shape.execution
-    ttl = execution.ttl if isinstance(execution.ttl, int) else execution.ttl.default
-    if "ttl" not in execution.model_fields_set and handler.timeout is not None:
-        ttl = handler.timeout
-    stateful = None
-    if handler.stateful:
-        stateful = execution.model_dump(include={"ttl", "checkpoint", "pause", "resources"})
+    stateful = _stateful(execution) if handler.stateful else None
+    limits = [] if handler.timeout is None else [handler.timeout]
+    if stateful is not None:
+        limits.append(stateful.ttl_default_ms)
+    elif isinstance(execution.ttl, int) and ("ttl" in execution.model_fields_set or not limits):
+        limits.append(execution.ttl)
     return Manifest(
         type=handler.type,
         version=handler.version,
@@ -294,27 +316,43 @@ def _manifest(shape: _Document) -> Manifest:
         category=handler.category,
         runtime=handler.runtime,
         entrypoint=handler.entrypoint,
-        stateful=handler.stateful,
-        timeout_ms=ttl if handler.timeout is None else min(ttl, handler.timeout),
+        stateful=stateful,
+        timeout_ms=min(limits),
         memory_mib=execution.memory,
         cpu=execution.cpu,
         network=execution.sandbox.network,
         filesystem=execution.sandbox.filesystem,
-        inputs=tuple(
-            Input(
-                one.property,
-                one.type,
-                one.source,
-                one.secret,
-                one.required,
-                one.default,
-                one.value,
-                dict(one.model_extra or {}),
-            )
-            for one in shape.inputs
-        ),
+        inputs=tuple(map(_input, shape.inputs)),
         dependencies=shape.dependencies,
-        stateful_execution=stateful,
+    )
+
+
+def _input(shape: _Input) -> Input:
+    return Input(
+        property=shape.property,
+        type=shape.type,
+        source=shape.source,
+        secret=shape.secret,
+        required=shape.required,
+        default=shape.default,
+        description=shape.description,
+        value=shape.value,
+        rules=dict(shape.model_extra or {}),
+    )
+
+
+def _stateful(shape: _Execution) -> Stateful:
+    ttl = _Ttl() if isinstance(shape.ttl, int) else shape.ttl
+    checkpoint, pause = shape.checkpoint or _Checkpoint(), shape.pause or _Pause()
+    return Stateful(
+        ttl_soft_ms=ttl.soft,
+        ttl_hard_ms=ttl.hard,
+        ttl_default_ms=ttl.default,
+        checkpoint_interval_ms=checkpoint.intervalMs,
+        checkpoint_bytes_max=checkpoint.maxSize,
+        pause_enabled=pause.enabled,
+        pause_ms_max=pause.maxPauseDuration,
+        resources=shape.resources or "light",
     )
 
 

@@ -19,7 +19,7 @@ from flowmonkeyd.errors import Invalid, Problem
 if TYPE_CHECKING:
     import yaml
 
-__all__ = ["DEPTH_MAX", "not_json", "parse_documents", "parse_text"]
+__all__ = ["DEPTH_MAX", "not_json", "parse_documents", "parse_json", "parse_text"]
 
 # Deeper than any flow or manifest; everything that walks a document may recurse this far.
 DEPTH_MAX = 64
@@ -37,24 +37,36 @@ def parse_text(text: str | bytes) -> Mapping[str, Any]:
     return documents[0]
 
 
+def parse_json(text: str | bytes) -> Mapping[str, Any]:
+    """The one object in a JSON text; YAML is refused. Raises Invalid with line and column."""
+    return _object(_json(_decoded(text)))
+
+
 def parse_documents(text: str | bytes) -> list[Mapping[str, Any]]:
     """Every document in a JSON or YAML text; each must be an object."""
+    text = _decoded(text)
+    values = [_json(text)] if _LIKE_JSON.match(text) else _yaml(text)
+    return [_object(value) for value in values]
+
+
+def _decoded(text: str | bytes) -> str:
     if len(text) > TEXT_BYTES_MAX:
         raise _unreadable(f"the text is longer than {TEXT_BYTES_MAX} bytes")
     if isinstance(text, bytes):
         try:
-            text = text.decode("utf-8-sig")
+            text = text.decode()
         except UnicodeDecodeError as exc:
             raise _unreadable(f"byte {exc.start} is not UTF-8") from None
-    text = text.removeprefix("\ufeff")
-    values = [_json(text)] if _LIKE_JSON.match(text) else list(_yaml(text))
-    for value in values:
-        if not isinstance(value, dict):
-            raise _unreadable(f"expected an object and found {_kind(value)}")
-        problem = not_json(value)
-        if problem is not None:
-            raise Invalid(f"cannot read the document: {problem.message}", problems=(problem,))
-    return values
+    return text.removeprefix("\ufeff")
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise _unreadable(f"expected an object and found {_kind(value)}")
+    problem = not_json(value)
+    if problem is not None:
+        raise Invalid(f"cannot read the document: {problem.message}", problems=(problem,))
+    return value
 
 
 def not_json(value: Any, path: str = "$", depth: int = 0) -> Problem | None:
@@ -212,7 +224,7 @@ def _number(event: Any, text: str) -> int | float:
     plain = text.replace("_", "").removeprefix("+")
     try:
         if plain.lower().startswith("0x"):
-            return int(plain, 16)
+            plain = str(int(plain, 16))  # ValueError beyond what Python writes in decimal
         if plain.startswith(".") and plain[1:2].isdigit():
             plain = "0" + plain
         value = jsontext.loads(plain.removesuffix(".") if plain[-2:-1].isdigit() else plain)

@@ -61,6 +61,7 @@ def test_text_becomes_json_values(text, documents):
         ("a: 010", "'010' is not a plain number; put it in quotes if it is text"),
         ("a: 12:30:00", "not a plain number"),
         ("a: .inf", "not a plain number"),
+        ("a: 0x" + "f" * 5000, "not a plain number"),
         ("a: \x00", "not YAML"),
         (b"a: \xff", "byte 3 is not UTF-8"),
         (" " * 5_000_000, "longer than 4194304 bytes"),

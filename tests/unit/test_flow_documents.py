@@ -172,6 +172,16 @@ def test_fields_for_people_and_drawings_are_accepted():
         (_flow(_step(retry={"maxBackoffMs": -1})), "$.steps.a.retry.maxBackoffMs", "at least"),
         (_flow(_step(retry={"backoffMultiplier": 0})), "$.steps.a.retry.backoffMultiplier", "1"),
         (_flow(_step(retry={"retryOn": "X"})), "$.steps.a.retry.retryOn", "a list, not text"),
+        (
+            _flow(_step(retry={"backoffMultiplier": "2"})),
+            "$.steps.a.retry.backoffMultiplier",
+            "a number, not text",
+        ),
+        (
+            _flow(_step(retry={"backoffMultiplier": True})),
+            "$.steps.a.retry.backoffMultiplier",
+            "a number, not true",
+        ),
         (_flow(_step(retry={"delay": 1})), "$.steps.a.retry.delay", "unknown field"),
         (_flow(_step(transitions=[])), "$.steps.a.transitions", "an object, not a list"),
         (_flow(_step(transitions={"next": "a"})), "$.steps.a.transitions.next", "unknown field"),

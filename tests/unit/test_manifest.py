@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from flowmonkeyd.documents.manifest import json_schema, parse_manifest
+from flowmonkeyd.documents.manifest import Stateful, json_schema, parse_manifest
 from flowmonkeyd.errors import Invalid
 
 CONTRACT = {
@@ -50,27 +53,28 @@ def test_the_manifest_of_the_contract_is_read():
     assert (manifest.type, manifest.version, manifest.name) == ("acme/resize", "1.2.0", "Resize")
     assert (manifest.runtime, manifest.entrypoint) == ("python", "handler.py:handle")
     assert (manifest.timeout_ms, manifest.memory_mib, manifest.cpu) == (30000, 256, 1)
-    assert (manifest.network, manifest.filesystem, manifest.stateful) == (False, "none", False)
+    assert (manifest.network, manifest.filesystem, manifest.stateful) == (False, "none", None)
     assert manifest.dependencies == {"pillow": "==11.*"}
     (one,) = manifest.inputs
     assert (one.property, one.type, one.source) == ("apiKey", "string", "vault")
     assert (one.secret, one.required) == (True, True)
-    assert manifest.stateful_execution is None
 
 
 def test_the_shortest_manifest_gets_the_defaults():
     manifest = parse_manifest(_document())
     assert (manifest.runtime, manifest.entrypoint) == ("python", "handler.py:handle")
     assert (manifest.timeout_ms, manifest.memory_mib, manifest.cpu) == (30_000, 512, 1)
-    assert (manifest.network, manifest.filesystem, manifest.stateful) == (False, "none", False)
+    assert (manifest.network, manifest.filesystem, manifest.stateful) == (False, "none", None)
     assert (manifest.inputs, manifest.dependencies) == ((), {})
 
 
 def test_rules_of_an_input_are_kept():
     rules = {"min": 1, "max": 5, "validation": {"pattern": "a+"}}
-    manifest = parse_manifest(_document(inputs=[{"property": "n", "type": "number", **rules}]))
+    one = {"property": "n", "type": "number", "default": 3, "description": "how many", **rules}
+    manifest = parse_manifest(_document(inputs=[one]))
     assert manifest.inputs[0].rules == rules
     assert manifest.inputs[0].source == "input"
+    assert (manifest.inputs[0].default, manifest.inputs[0].description) == (3, "how many")
 
 
 @pytest.mark.parametrize(
@@ -83,22 +87,37 @@ def test_rules_of_an_input_are_kept():
         ({"timeout": 2000}, {"ttl": 1000}, 1000),
         ({"timeout": 1000}, {"ttl": 2000}, 1000),
         ({"stateful": True}, {"ttl": {"default": 120_000}}, 120_000),
+        ({"stateful": True, "timeout": 5000}, {"ttl": {"default": 120_000}}, 5000),
     ],
 )
 def test_the_lower_of_timeout_and_ttl_holds(handler, execution, timeout_ms):
     assert parse_manifest(_document(handler, execution=execution)).timeout_ms == timeout_ms
 
 
-def test_a_stateful_manifest_keeps_its_own_sections():
-    execution = {
-        "ttl": {"soft": 60_000, "hard": 120_000, "default": 60_000},
-        "checkpoint": {"required": True, "intervalMs": 30_000, "maxSize": 1024},
-        "pause": {"enabled": True, "maxPauseDuration": 1000},
-        "resources": "gpu",
-    }
+@pytest.mark.parametrize(
+    ("execution", "stateful"),
+    [
+        (
+            {
+                "ttl": {"soft": 60_000, "hard": 120_000, "default": 61_000},
+                "checkpoint": {"required": True, "intervalMs": 20_000, "maxSize": 1024},
+                "pause": {"enabled": False, "maxPauseDuration": 1000},
+                "resources": "gpu",
+            },
+            Stateful(60_000, 120_000, 61_000, 20_000, 1024, False, 1000, "gpu"),
+        ),
+        (
+            {},
+            Stateful(
+                3_600_000, 86_400_000, 3_600_000, 30_000, 10 * 1024**2, True, 604_800_000, "light"
+            ),
+        ),
+    ],
+)
+def test_a_stateful_manifest_has_its_own_sections(execution, stateful):
     manifest = parse_manifest(_document({"stateful": True}, execution=execution))
-    assert manifest.stateful
-    assert manifest.stateful_execution == execution
+    assert manifest.stateful == stateful
+    assert manifest.timeout_ms == stateful.ttl_default_ms
 
 
 def check_problems(document, *expected):
@@ -137,10 +156,13 @@ def _of_execution(path, value, words="", **handler):
         _of_handler("type", "a b", "form"),
         _of_handler("type", "a/b/c", "form"),
         _of_handler("type", "a@1", "form"),
+        _of_handler("type", "wait-event", "is a built-in step type; choose another name"),
+        _of_handler("type", [], "should be text, not a list"),
         _of_handler("version", "1.0", "not SemVer"),
         _of_handler("version", 1, "should be text, not a number"),
         _of_handler("version", "1.0.0\n", "not SemVer"),
         _of_handler("runtime", "ruby", "should be python or node"),
+        _of_handler("runtime", [], "should be python or node", entrypoint="a.py:h"),
         _of_handler("timeout", 60_001, "at most 60000"),
         _of_handler("timeout", 0, "at least 1"),
         _of_handler("timeout", "30s", "a whole number, not text"),
@@ -215,10 +237,61 @@ def test_wrong_shapes_and_wrong_meanings_are_told_together():
     )
 
 
-@pytest.mark.parametrize("text", ["{", b"\xff", "[1, 2]", "a: &x 1"])
-def test_text_that_is_no_object_is_refused(text):
-    with pytest.raises(Invalid, match="cannot read the document"):
-        parse_manifest(text)
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "not JSON"),
+        ("{", "not JSON: EOF while parsing an object at line 1 column 1"),
+        (b"\xff", "byte 0 is not UTF-8"),
+        ("[1, 2]", "expected an object and found a list"),
+        ('{"handler": 1, "handler": 2}', "the key 'handler' stands twice"),
+        # Its name ends in .json and programs read it as such: the catalogue, the API, editors.
+        ("handler: {type: a, version: 1.0.0}", "not JSON"),
+    ],
+)
+def test_text_that_is_no_json_object_is_refused(text, words):
+    check_problems(text, ("$", words))
+
+
+_ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+_WHOLE = {
+    **CONTRACT,
+    "execution": {
+        **CONTRACT["execution"],
+        "ttl": {"soft": 60_000, "hard": 120_000, "default": 60_000},
+        "checkpoint": {"intervalMs": 20_000},
+        "pause": {"enabled": True},
+    },
+}
+
+
+def _paths(value, path=()):
+    yield path
+    keys = value if isinstance(value, dict) else range(len(value) if isinstance(value, list) else 0)
+    for key in keys:
+        yield from _paths(value[key], (*path, key))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from([path for path in _paths(_WHOLE) if path]), _ANY, st.booleans())
+@example(("handler", "runtime"), [], False)
+@example(("inputs", 0, "property"), {}, False)
+def test_any_value_anywhere_is_read_or_refused_and_never_anything_else(path, value, stateful):
+    document = copy.deepcopy(_WHOLE)
+    document["handler"]["stateful"] = stateful
+    place = document
+    for part in path[:-1]:
+        place = place[part]
+    place[path[-1]] = value
+    try:
+        manifest = parse_manifest(document)
+    except Invalid:
+        return
+    assert parse_manifest(json.dumps(document)) == manifest
 
 
 def test_the_schema_names_every_field_as_it_is_written():

@@ -138,6 +138,20 @@ def test_bytes_hidden_between_files_and_list_are_refused():
         read_archive(PLAIN[:first] + b"evil" + entries + end)
 
 
+def test_a_second_end_record_which_readers_may_believe_instead_is_refused():
+    first = PLAIN.index(b"PK\x01\x02")
+    entry, end = PLAIN[first:-22], PLAIN[-22:]
+    bigger = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, len(entry), first)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, first + len(entry), 1)
+    size = len(entry) + len(bigger) + len(locator)
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, size, first, 0)
+    data = PLAIN[:first] + entry + bigger + locator + end
+    with zipfile.ZipFile(io.BytesIO(data)) as read:
+        assert read.namelist() == ["a.txt"], "the library reads it"
+    with pytest.raises(Invalid, match="two end records"):
+        read_archive(data)
+
+
 def test_a_streamed_archive_is_refused_with_what_to_do():
     class Pipe(io.RawIOBase):
         def __init__(self):
@@ -260,6 +274,13 @@ def test_the_same_content_again_is_the_same_package_whatever_the_packing(package
     assert packages.path(again.digest).stat().st_ino == inode
 
 
+def test_a_byte_order_mark_is_no_part_of_the_manifest(packages):
+    marked = {**FILES, "handler.json": b"\xef\xbb\xbf" + FILES["handler.json"]}
+    received = packages.receive(pack_files(marked))
+    assert json.loads(received.manifest_json) == MANIFEST
+    assert (packages.path(received.digest) / "handler.json").read_bytes() == marked["handler.json"]
+
+
 def check_refused(packages, files, *problems):
     with pytest.raises(Invalid) as caught:
         packages.receive(pack_files(files))
@@ -282,6 +303,7 @@ def _with_manifest(**handler):
         ({"hello/handler.json": b"{}"}, [("$", "pack the folder's content, not the folder")]),
         ({**FILES, "handler.json": b"{"}, [("$", "not JSON")]),
         ({**FILES, "handler.json": b"\xff"}, [("$", "UTF-8")]),
+        ({**FILES, "handler.json": b"handler: {type: a, version: 1.0.0}"}, [("$", "not JSON")]),
         (_with_manifest(versoin="1"), [("$.handler.versoin", "unknown field")]),
         (_with_manifest(entrypoint="main.py:run"), [("$.handler.entrypoint", "no file 'main.py'")]),
         (

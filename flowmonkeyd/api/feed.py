@@ -7,7 +7,7 @@ nothing but its own lateness, and nothing is told that is not committed. Nothing
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from flowmonkeyd import jsontext
@@ -30,6 +30,12 @@ class Feed:
         self._changed = asyncio.Event()
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._closed = False
+        self.followers = 0  # streams that are open now
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for an execution's end now."""
+        return sum(map(len, self._waiters.values()))
 
     def committed(self, hints: Committed) -> None:
         for execution_id in hints.ended:
@@ -65,25 +71,33 @@ class Feed:
             if not waiters:
                 del self._waiters[execution_id]
 
-    async def follow(self, read: Read, after: int) -> AsyncIterator[bytes]:
+    async def follow(self, read: Read, after: int) -> AsyncGenerator[bytes, None]:
         """NDJSON lines of the rows `read(after)` gives, until it says that was all or the daemon
         drains; the reader goes on after the last seq it has."""
-        while True:
-            changed, closed = self._changed, self._closed  # before the look, so none is missed
-            rows, over = await read(after)
-            if rows:
-                after = rows[-1]["seq"]
-                yield b"".join(jsontext.dumps(row).encode() + b"\n" for row in rows)
-            if over or closed:
-                return
-            if rows:
-                continue  # there may be more
-            try:
-                async with asyncio.timeout(HEARTBEAT_S):
-                    await changed.wait()
-            except TimeoutError:
-                yield b"\n"
+        self.followers += 1
+        try:
+            while True:
+                changed, closed = self._changed, self._closed  # before the look: none is missed
+                rows, over = await read(after)
+                if rows:
+                    after = rows[-1]["seq"]
+                    yield b"".join(jsontext.dumps(row).encode() + b"\n" for row in rows)
+                if over or closed:
+                    return
+                if not rows and not await _set_within(changed, HEARTBEAT_S):
+                    yield b"\n"
+        finally:
+            self.followers -= 1
 
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+async def _set_within(event: asyncio.Event, limit_s: float) -> bool:
+    try:
+        async with asyncio.timeout(limit_s):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

@@ -11,7 +11,8 @@ import asyncio
 import base64
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -148,7 +149,7 @@ class Lines(Response):
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, lines: AsyncIterator[bytes]) -> None:
+    def __init__(self, lines: AsyncGenerator[bytes, None]) -> None:
         super().__init__()
         del self.headers["content-length"]
         self._lines = lines
@@ -164,8 +165,9 @@ class Lines(Response):
         head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(head)
         try:
-            async for chunk in self._lines:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            async with aclosing(self._lines) as lines:
+                async for chunk in lines:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except Exception:
             log.exception("a stream broke off")
             return

@@ -6,6 +6,7 @@ is wrong with a document becomes Rejected with one line a problem, `path: messag
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import sys
@@ -60,13 +61,19 @@ def check(name: str, document: Mapping[str, Any]) -> tuple[str, list[str]]:
 
 
 def edges(name: str, document: Mapping[str, Any]) -> list[Edge]:
-    """(from, label, to) of every transition of a flow; `to` is None where it ends."""
+    """(from, label, to) of every way through a flow; `to` is None where it ends.
+
+    A label is success, failure, resume, default, a condition in words, or a case.
+    """
     from flowmonkeyd.documents.flow import edges as edges_of
     from flowmonkeyd.documents.flow import parse_flow
 
     with _refusals(name):
         flow, _ = parse_flow(document)
-    return [(start, label, end) for start, label, end in edges_of(flow)]
+    return [
+        (start, _label(flow.steps[start].config, label), end)
+        for start, label, end in edges_of(flow)
+    ]
 
 
 def pack(folder: str) -> bytes:
@@ -81,6 +88,17 @@ def pack(folder: str) -> bytes:
 
     with _refusals(folder):
         return pack_files(contents)
+
+
+def _label(config: Mapping[str, Any], label: str) -> str:
+    """A condition as it reads rather than where it stands in the document."""
+    if not label.startswith("conditions["):
+        return label.removeprefix("cases.")
+    condition = config["conditions"][int(label[len("conditions[") : label.index("]")])]
+    words = [condition["path"], condition["op"]]
+    if "value" in condition:
+        words.append(json.dumps(condition["value"], ensure_ascii=False))
+    return " ".join(words)
 
 
 def _text(file: str, name: str) -> str:

@@ -285,10 +285,15 @@ def _drawn(notation: str, found: list[tuple[str, str, str | None]]) -> str:
     names = list(dict.fromkeys(name for start, _, end in found for name in (start, end or "(end)")))
     nodes = [f"  n{number}[{_quoted(name)}]" for number, name in enumerate(names)]
     lines = [
-        f"  n{names.index(start)} -->|{label}| n{names.index(end or '(end)')}"
+        f"  n{names.index(start)} -->|{_mermaid(label)}| n{names.index(end or '(end)')}"
         for start, label, end in found
     ]
     return "\n".join(["flowchart TD", *nodes, *lines])
+
+
+def _mermaid(label: str) -> str:
+    """Mermaid reads a word as it is, and anything else only between quotes."""
+    return label if label.isalnum() else '"' + label.replace('"', "#quot;") + '"'
 
 
 def _quoted(text: str) -> str:

@@ -82,7 +82,7 @@ def print_execution(output: Output, answer: Answer) -> None:
         if isinstance(error, dict):
             output.line(f"error at {cell(error.get('stepId'))}: {_error_text(error)}")
             if error.get("details") is not None:
-                output.lines(pretty(error["details"]))
+                output.lines(_details_text(error["details"]))
         output.line("context")
         output.lines(pretty(execution.get("context")))
 
@@ -207,6 +207,15 @@ def _because(execution: Fields) -> str:
 
 def _error_text(error: Fields) -> str:
     return f"{cell(error.get('code'))}: {cell(error.get('message'))}"
+
+
+def _details_text(details: Any) -> str:
+    """A handler's traceback as Python prints it; anything else as JSON."""
+    trace = details.get("traceback") if isinstance(details, dict) else None
+    if not isinstance(trace, str):
+        return pretty(details)
+    others = {name: value for name, value in details.items() if name != "traceback"}
+    return trace.rstrip("\n") + (f"\n{pretty(others)}" if others else "")
 
 
 def _attempt(data: Fields) -> str:

@@ -181,6 +181,11 @@ FAILED_TEXT = SUMMARY.format(
     status="failed",
     error='error at charge: HTTP_ERROR: status 500\n{\n  "status": 500\n}\n',
 )
+RAISED = {**FAILED, "error": {**FAILED["error"], "details": {"traceback": "Trace\n  a\x1b[2J\n"}}}
+RAISED_TEXT = SUMMARY.format(
+    status="failed",
+    error="error at charge: HTTP_ERROR: status 500\nTrace\n  a\\e[2J\n",
+)
 
 
 def page(*items, cursor=None):
@@ -238,6 +243,7 @@ GET_CASES = [
     ),
     ("execution show 01abc", "/v1/executions/01abc", EXECUTION, COMPLETED_TEXT),
     ("execution show 01abc", "/v1/executions/01abc", FAILED, FAILED_TEXT),
+    ("execution show 01abc", "/v1/executions/01abc", RAISED, RAISED_TEXT),
     (
         "execution history 01abc",
         "/v1/executions/01abc/history?limit=500",

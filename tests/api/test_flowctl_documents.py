@@ -165,3 +165,43 @@ def test_graph_draws_the_flow_of_the_daemon(daemon, notation, text):
     daemon.on("GET", "/v1/flows/order/1.0.0", {**APPLIED, "document": FLOW})
     result = flowctl("flow", "graph", "order@1.0.0", "--format", notation)
     assert (result.code, result.out, result.err) == (0, text, "")
+
+
+BRANCHING = {
+    "id": "order",
+    "version": "1.0.0",
+    "initialStepId": "a",
+    "steps": {
+        "a": {
+            "id": "a",
+            "type": "conditional",
+            "config": {
+                "conditions": [
+                    {"path": "n", "op": "gte", "value": "x", "target": "b"},
+                    {"path": "m", "op": "exists", "target": None},
+                ],
+                "default": "b",
+            },
+        },
+        "b": {
+            "id": "b",
+            "type": "switch",
+            "config": {"path": "p", "cases": {"red": None}, "default": None},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("notation", "has"),
+    [
+        ("text", 'a --n gte "x"--> b\na --m exists--> (end)\na --default--> b\nb --red--> (end)\n'),
+        ("dot", '"a" -> "b" [label="n gte \\"x\\""];'),
+        ("mermaid", 'n0 -->|"n gte #quot;x#quot;"| n1'),
+    ],
+)
+def test_graph_shows_conditions_as_they_read(daemon, notation, has):
+    daemon.on("GET", "/v1/flows/order/1.0.0", {**APPLIED, "document": BRANCHING})
+    result = flowctl("flow", "graph", "order@1.0.0", "--format", notation)
+    assert (result.code, result.err) == (0, "")
+    assert has in result.out

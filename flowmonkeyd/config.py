@@ -2,12 +2,13 @@
 
 Flags beat the environment (`FLOWMONKEY_SOCKET`, `FLOWMONKEY_DATA_DIR`, `FLOWMONKEY_CONFIG`,
 `FLOWMONKEY_<SECTION>__<KEY>`), which beats the TOML file, which beats the defaults here. An unknown
-key or a value out of range stops the start with one line each. Reads one file and nothing else.
+key or a value out of range stops the start with one line each. A variable that is empty counts as
+not set. Reads one file and nothing else.
 """
 
 from __future__ import annotations
 
-import os
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -34,7 +35,9 @@ __all__ = [
     "print_config",
 ]
 
-DAY_MS = 24 * 3600 * 1000
+_DAY_MS = 24 * 3600 * 1000
+# Text in the file where a number belongs is a mistake; flags and variables are parsed before.
+_Int = Annotated[int, Field(strict=True)]
 
 
 class _Section(BaseModel):
@@ -43,42 +46,42 @@ class _Section(BaseModel):
 
 class Shutdown(_Section):
     # How long running steps may go on after SIGTERM; systemd's own limit is 90 s.
-    graceMs: Annotated[int, Field(ge=0, le=80_000)] = 10_000
+    graceMs: Annotated[_Int, Field(ge=0, le=80_000)] = 10_000
 
 
 class Api(_Section):
     # A context may have 10 MiB; JSON escapes and the rest of the request need room.
-    bodyBytesMax: Annotated[int, Field(ge=64 * 1024, le=1024**3)] = 16 * 1024 * 1024
-    socketMode: Annotated[int, Field(ge=0, le=0o777)] = 0o660
+    bodyBytesMax: Annotated[_Int, Field(ge=64 * 1024, le=1024**3)] = 16 * 1024 * 1024
+    socketMode: Annotated[_Int, Field(ge=0, le=0o777)] = 0o660
 
 
 class LimitsSection(_Section):
     """Contract section 2."""
 
-    stepsMax: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
-    contextBytesMax: Annotated[int, Field(ge=1024, le=1024**3)] = 10 * 1024 * 1024
-    valueBytesMax: Annotated[int, Field(ge=1024, le=1024**3)] = 1024 * 1024
-    keysMax: Annotated[int, Field(ge=1, le=100_000)] = 500
-    depthMax: Annotated[int, Field(ge=1, le=100)] = 15
+    stepsMax: Annotated[_Int, Field(ge=1, le=1_000_000)] = 1000
+    contextBytesMax: Annotated[_Int, Field(ge=1024, le=1024**3)] = 10 * 1024 * 1024
+    valueBytesMax: Annotated[_Int, Field(ge=1024, le=1024**3)] = 1024 * 1024
+    keysMax: Annotated[_Int, Field(ge=1, le=100_000)] = 500
+    depthMax: Annotated[_Int, Field(ge=1, le=100)] = 15
 
 
 class TimeoutsSection(_Section):
-    executionMs: Annotated[int, Field(ge=1000, le=3650 * DAY_MS)] = DAY_MS
-    waitMs: Annotated[int, Field(ge=1000, le=3650 * DAY_MS)] = 7 * DAY_MS
+    executionMs: Annotated[_Int, Field(ge=1000, le=3650 * _DAY_MS)] = _DAY_MS
+    waitMs: Annotated[_Int, Field(ge=1000, le=3650 * _DAY_MS)] = 7 * _DAY_MS
 
 
 class SandboxSection(_Section):
     # Steps that run at a time; 0 is one for each processor.
-    slots: Annotated[int, Field(ge=0, le=256)] = 0
+    slots: Annotated[_Int, Field(ge=0, le=256)] = 0
     # Confined processes kept waiting for each fork server.
-    spares: Annotated[int, Field(ge=0, le=64)] = 2
+    spares: Annotated[_Int, Field(ge=0, le=64)] = 2
     # The layers without which nothing is run.
     require: tuple[str, ...] = tuple(sorted(DEFAULT_REQUIRED))
     # The interpreter of handlers; empty is the daemon's own.
     python: str = ""
     # A value may have 1 MiB, the result around it a little more.
-    outputBytesMax: Annotated[int, Field(ge=1024, le=64 * 1024**2)] = 1024 * 1024 + 64 * 1024
-    logBytesMax: Annotated[int, Field(ge=0, le=64 * 1024**2)] = 1024 * 1024
+    outputBytesMax: Annotated[_Int, Field(ge=1024, le=64 * 1024**2)] = 1024 * 1024 + 64 * 1024
+    logBytesMax: Annotated[_Int, Field(ge=0, le=64 * 1024**2)] = 1024 * 1024
 
 
 class LogSection(_Section):
@@ -132,20 +135,32 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], is_root: bool, ho
     file, asked = _file(flags, environ, places)
     for key, value in _flatten(_read(file, asked)).items():
         take(key, value, str(file))
-    unknown: list[str] = []
+    defaults = _defaults()
+    variables = {_variable(key): key for key in defaults}
+    lines: list[str] = []
     for name, text in environ.items():
-        named = _key_of_variable(name)
-        if named is not None:
-            take(named, _parsed(named, text), name)
-        elif name.startswith("FLOWMONKEY_") and "__" in name:
-            unknown.append(f"{name}: unknown variable; see `flowmonkeyd --print-config` for keys")
+        if name in variables and text:
+            take(variables[name], _parsed(defaults[variables[name]], text), name)
+        elif name.startswith("FLOWMONKEY_") and "__" in name and name not in variables:
+            lines.append(f"{name}: unknown variable; see `flowmonkeyd --print-config` for keys")
     for key, text in flags.items():
         if key != "config":
-            take(key, _parsed(key, text), "flag")
+            take(key, _parsed(defaults.get(key), text), "flag")
+    for key in [key for key in values if key not in defaults]:
+        value = values.pop(key)
+        if key not in Settings.model_fields:
+            lines.append(f"{origins[key]}: {key}: unknown key; see `flowmonkeyd --print-config`")
+        elif value != {}:
+            lines.append(f"{origins[key]}: {key} = {value!r}: should be a section")
     for key in ("socket", "dataDir"):
-        if isinstance(values[key], str):
-            values[key] = str(Path(values[key]).expanduser().absolute())
-    return Loaded(_validated(values, origins, unknown), _all_origins(origins))
+        # An empty path would be the working directory, nobody's intention.
+        if isinstance(text := values[key], str) and text:
+            values[key] = _absolute(text, home)
+        else:
+            lines.append(f"{origins[key]}: {key} = {text!r}: should be a path")
+            values[key] = places[key]  # so that all else is looked at too
+    settings = _validated(values, origins, lines)
+    return Loaded(settings, {key: origins.get(key, "default") for key in defaults})
 
 
 def print_config(loaded: Loaded) -> str:
@@ -156,7 +171,8 @@ def print_config(loaded: Loaded) -> str:
         if head != section:
             lines.extend(["", f"[{head}]"])
             section = head
-        lines.append(f"{tail if dot else key} = {_toml(value)}  # {loaded.origins[key]}")
+        shown = oct(value) if key == "api.socketMode" else _toml(value)
+        lines.append(f"{tail if dot else key} = {shown}  # {loaded.origins[key]}")
     return "\n".join(lines)
 
 
@@ -188,7 +204,7 @@ def _file(
 
 def _read(file: Path, asked: bool) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text())
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if asked:
             raise ConfigError([f"{file}: there is no such file"]) from None
@@ -200,21 +216,25 @@ def _read(file: Path, asked: bool) -> dict[str, Any]:
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             flat.update(_flatten(value, f"{prefix}{name}."))
         else:
             flat[prefix + name] = value
     return flat
 
 
-def _keys() -> dict[str, Any]:
+def _absolute(text: str, home: Path) -> Path:
+    return (home / text[2:] if text.startswith("~/") else Path(text)).absolute()
+
+
+def _defaults() -> dict[str, Any]:
     """Every dotted key with its default (None for the two without)."""
-    keys: dict[str, Any] = {"socket": None, "dataDir": None}
+    defaults: dict[str, Any] = {"socket": None, "dataDir": None}
     for name, field in Settings.model_fields.items():
         if isinstance(field.default, BaseModel):
             dumped = field.default.model_dump(mode="json")
-            keys.update({f"{name}.{key}": value for key, value in dumped.items()})
-    return keys
+            defaults.update({f"{name}.{key}": value for key, value in dumped.items()})
+    return defaults
 
 
 def _variable(key: str) -> str:
@@ -223,13 +243,8 @@ def _variable(key: str) -> str:
     return f"FLOWMONKEY_{words.upper()}"
 
 
-def _key_of_variable(name: str) -> str | None:
-    return next((key for key in _keys() if _variable(key) == name), None)
-
-
-def _parsed(key: str, text: str) -> Any:
+def _parsed(default: Any, text: str) -> Any:
     """Text from a flag or variable as the type its default has."""
-    default = _keys().get(key)
     if isinstance(default, int):
         try:
             return int(text, 0)
@@ -240,41 +255,26 @@ def _parsed(key: str, text: str) -> Any:
     return text
 
 
-def _validated(
-    values: Mapping[str, Any], origins: Mapping[str, str], unknown: list[str]
-) -> Settings:
+def _validated(values: Mapping[str, Any], origins: Mapping[str, str], lines: list[str]) -> Settings:
+    """The settings of values under known keys; `lines` are the problems found before."""
     tree: dict[str, Any] = {}
     for key, value in values.items():
-        at = tree
-        *sections, name = key.split(".")
-        for section in sections:
-            at = at.setdefault(section, {})
-        at[name] = value
-    lines = list(unknown)
+        section, dot, name = key.partition(".")
+        (tree.setdefault(section, {}) if dot else tree)[name or section] = value
     try:
         settings = Settings.model_validate(tree)
     except ValidationError as exc:
         for problem in problems_of(exc):
-            key = problem.path.removeprefix("$.")
-            origin = origins.get(key) or next(
-                (where for known, where in origins.items() if known.startswith(key)), "flag"
-            )
-            shown = f" = {values[key]!r}" if key in values else ""
-            lines.append(f"{origin}: {key}{shown}: {problem.message}")
+            key = problem.path.removeprefix("$.").partition("[")[0]  # of a list's member: the list
+            lines.append(f"{origins[key]}: {key} = {values[key]!r}: {problem.message}")
         raise ConfigError(lines) from None
     for layer in sorted(set(settings.sandbox.require) - set(ALL_LAYERS)):
+        where = f"{origins['sandbox.require']}: sandbox.require"
         known = ", ".join(ALL_LAYERS)
-        lines.append(f"sandbox.require: unknown layer {layer!r}; the layers are {known}")
-    for key in ("socket", "dataDir"):
-        if not os.path.isabs(values[key]):
-            lines.append(f"{origins[key]}: {key}: must be an absolute path")
+        lines.append(f"{where}: unknown layer {layer!r}; the layers are {known}")
     if lines:
         raise ConfigError(lines)
     return settings
-
-
-def _all_origins(origins: Mapping[str, str]) -> dict[str, str]:
-    return {key: origins.get(key, "default") for key in _keys()}
 
 
 def _toml(value: Any) -> str:
@@ -284,5 +284,5 @@ def _toml(value: Any) -> str:
         return str(value)
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    # A JSON string is a TOML string, but for what lies beyond ASCII in escapes.
+    return json.dumps(str(value), ensure_ascii=False)

@@ -37,6 +37,7 @@ from flowmonkeyd.packages import Packages
 from flowmonkeyd.stateless import Stateless
 from flowmonkeyd.store import Committed, Store, executions, tasks
 from flowmonkeyd.timers import Timers
+from sandbox import Limits as SandboxLimits
 from sandbox import Pool, PoolSettings
 
 __all__ = ["Daemon", "main"]
@@ -87,7 +88,7 @@ class Daemon:
         )
         packages = Packages(settings.dataDir / "packages")
         pool = Pool(_pool_settings(settings))
-        stateless = Stateless(pool, packages, engine, clock, settings.sandbox.outputBytesMax)
+        stateless = Stateless(pool, packages, engine, clock, _limits(settings))
         dispatcher = Dispatcher(engine, {Lane.SANDBOX: stateless}, f"flowmonkeyd-{os.getpid()}")
         timers = Timers(engine, clock)
         feed = Feed()
@@ -248,6 +249,13 @@ def _pool_settings(settings: Settings) -> PoolSettings:
         spares=settings.sandbox.spares,
         python=settings.sandbox.python or None,
         required_layers=frozenset(settings.sandbox.require),
+    )
+
+
+def _limits(settings: Settings) -> SandboxLimits:
+    """What bounds every handler; the manifest and the step say the rest."""
+    return SandboxLimits(
+        output_bytes=settings.sandbox.outputBytesMax, log_bytes=settings.sandbox.logBytesMax
     )
 
 

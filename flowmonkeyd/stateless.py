@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from flowmonkeyd.clock import Clock
@@ -35,13 +36,13 @@ class Stateless:
     """The executor of the sandbox lane."""
 
     def __init__(
-        self, pool: Pool, packages: Packages, engine: Engine, clock: Clock, output_bytes: int
+        self, pool: Pool, packages: Packages, engine: Engine, clock: Clock, limits: Limits
     ) -> None:
         self._pool = pool
         self._packages = packages
         self._engine = engine
         self._clock = clock
-        self._output_bytes = output_bytes
+        self._limits = limits
         self._manifests: OrderedDict[str, Manifest] = OrderedDict()
 
     @property
@@ -115,11 +116,7 @@ class Stateless:
             attempt=task.attempt,
             tenant_id=task.tenant_id,
             task_id=task.id,
-            limits=Limits(
-                wall_ms=wall_ms,
-                memory_bytes=manifest.memory_mib * MIB,
-                output_bytes=self._output_bytes,
-            ),
+            limits=replace(self._limits, wall_ms=wall_ms, memory_bytes=manifest.memory_mib * MIB),
             policy=Policy(filesystem=manifest.filesystem, network=manifest.network),
         )
 

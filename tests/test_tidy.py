@@ -101,7 +101,6 @@ BANNED_CALLS = {
 }
 # (file, rule): why. A rule is a banned call, an import, "__all__", "file" or "lines of NAME".
 EXCEPTIONS = {
-    ("benchmarks/engine.py", "threading.Thread"): "many synchronous clients at a time",
     ("benchmarks/flowctl_start.py", "threading.Thread"): "flowctl is synchronous, so is its peer",
     ("sandbox/runner.py", "imports asyncio"): "inside the function that runs an async handler",
     ("sandbox/trial/attempts.py", "__all__"): "a handler package: the runner finds its entry",

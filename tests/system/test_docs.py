@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
+from flowctl.client import Client
 from flowctl.main import cli
 from flowmonkeyd.api.routes import ROUTES
 from flowmonkeyd.config import Settings
@@ -119,6 +120,14 @@ def test_a_code_is_in_the_docs(code):
 @pytest.mark.parametrize("type_", TYPES)
 def test_an_event_type_is_in_the_docs(type_):
     assert f"`{type_}`" in DOCS["api.md"]
+
+
+@pytest.mark.slow
+def test_every_metric_is_in_the_docs(daemon):
+    answer = Client(str(daemon.socket), 10.0).request("GET", "/metrics")
+    names = re.findall(r"^# HELP (\S+)", answer.body.decode(), re.MULTILINE)
+    assert len(names) >= 5
+    assert [name for name in names if f"`{name}`" not in DOCS["operations.md"]] == []
 
 
 @pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", *(f"docs/{n}" for n in DOCS)])

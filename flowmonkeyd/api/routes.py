@@ -6,6 +6,7 @@ differ.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -46,20 +47,25 @@ PAGE = ("limit", "cursor")
 STREAM = ("after", "follow", *PAGE)
 E = wire.ExecutionShape
 
+H = wire.HandlerShape
+
 ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/executions", executions.create, "Start an execution",
           wire.ExecutionBody, E, ("waitMs",)),
     Route("GET", "/v1/executions/{id}", executions.show, "Show an execution", None, E,
           ("waitMs",)),
     Route("POST", "/v1/executions:batch", executions.create_batch,
-          "Start many executions, all or none", "list of ExecutionBody", None, ("view",)),
+          "Start many executions, all or none", "list of ExecutionBody", wire.BatchShape,
+          ("view",)),
     Route("GET", "/v1/executions", executions.list_executions, "List executions, newest first",
-          None, None, ("status", "flow", "tenant", "since", "parent", *PAGE)),
+          None, wire.Page[wire.ListedShape],
+          ("status", "flow", "tenant", "since", "parent", *PAGE)),
     Route("GET", "/v1/executions/{id}/history", executions.history_of, "Finished attempts",
-          None, None, PAGE),
-    Route("GET", "/v1/executions/{id}/logs", executions.logs, "Log lines", None, None, STREAM),
+          None, wire.Page[wire.HistoryShape], PAGE),
+    Route("GET", "/v1/executions/{id}/logs", executions.logs, "Log lines", None,
+          wire.Page[wire.LogShape], STREAM),
     Route("GET", "/v1/executions/{id}/events", executions.execution_events,
-          "Events of an execution", None, None, STREAM),
+          "Events of an execution", None, wire.Page[wire.EventShape], STREAM),
     Route("POST", "/v1/executions/{id}/cancel", executions.cancel,
           "Cancel an execution and its children", wire.CancelBody, E),
     Route("POST", "/v1/executions/{id}/resume", executions.resume, "End an execution's wait",
@@ -67,28 +73,31 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/executions/{id}/retry", executions.retry,
           "Run a failed or cancelled execution on", wire.RetryBody, E),
     Route("POST", "/v1/events", executions.send_event, "Wake what waits for an event",
-          wire.EventBody),
-    Route("GET", "/v1/events", executions.events, "Everything that happens, in order", None, None,
-          STREAM),
+          wire.EventBody, wire.SentShape),
+    Route("GET", "/v1/events", executions.events, "Everything that happens, in order", None,
+          wire.Page[wire.EventShape], STREAM),
     Route("PUT", "/v1/flows", catalog.apply_flow, "Apply a flow document", "a flow document",
-          wire.FlowShape),
-    Route("GET", "/v1/flows", catalog.list_flows, "List flow versions", None, None, PAGE),
+          wire.FlowAppliedShape),
+    Route("GET", "/v1/flows", catalog.list_flows, "List flow versions", None,
+          wire.Page[wire.FlowShape], PAGE),
     Route("GET", "/v1/flows/{id}", catalog.show_flow, "Show the newest version of a flow", None,
-          wire.FlowShape),
+          wire.FlowShownShape),
     Route("GET", "/v1/flows/{id}/{version}", catalog.show_flow, "Show a flow version", None,
-          wire.FlowShape),
+          wire.FlowShownShape),
     Route("PUT", "/v1/handlers", catalog.publish, "Publish a handler package",
-          "a package (application/zip)", wire.HandlerShape),
-    Route("GET", "/v1/handlers", catalog.list_handlers, "List handler versions", None, None, PAGE),
+          "a package (application/zip)", wire.PublishedShape),
+    Route("GET", "/v1/handlers", catalog.list_handlers, "List handler versions", None,
+          wire.Page[H], PAGE),
     Route("POST", "/v1/handlers/{name:path}/yank", catalog.yank, "Yank a handler version", None,
-          wire.HandlerShape),
+          H),
     Route("GET", "/v1/handlers/{name:path}", catalog.show_handler,
-          "Show a handler version (type/version) or all versions (type)", None,
-          wire.HandlerShape, PAGE),
+          "Show a handler version (type/version), or a page of all versions (type)", None, H,
+          PAGE),
     Route("GET", "/v1/queue", operations.queue, "Depth of the queue", None, wire.QueueShape),
     Route("GET", "/v1/health", operations.health, "Whether the daemon is ready", None,
           wire.HealthShape),
-    Route("GET", "/v1/version", operations.version, "Versions of the daemon and its API"),
+    Route("GET", "/v1/version", operations.version, "Versions of the daemon and its API", None,
+          wire.VersionShape),
     Route("GET", "/v1/openapi.json", _describe, "This description"),
     Route("GET", "/metrics", operations.metrics, "Prometheus text"),
 )  # fmt: skip
@@ -158,4 +167,5 @@ def _content(model: type[BaseModel] | None) -> dict[str, Any]:
 
 
 def _ref(model: type[BaseModel]) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{model.__name__}"}
+    name = re.sub(r"\W", "_", model.__name__)  # as pydantic names `Page[FlowShape]` in schemas
+    return {"$ref": f"#/components/schemas/{name}"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, TypeAdapter
 
@@ -29,18 +29,34 @@ __all__ = [
     "EXECUTION",
     "RESUME",
     "RETRY",
+    "BatchShape",
     "CancelBody",
+    "DepthShape",
     "EventBody",
+    "EventShape",
     "ExecutionBody",
     "ExecutionShape",
+    "FlowAppliedShape",
     "FlowShape",
+    "FlowShownShape",
+    "HandlerName",
     "HandlerShape",
     "HealthShape",
+    "HistoryShape",
+    "ListedShape",
+    "LogShape",
+    "Page",
     "ProblemShape",
+    "PublishedShape",
     "QueueShape",
     "ResumeBody",
     "RetryBody",
+    "SentShape",
+    "StartedShape",
     "TimeoutsBody",
+    "TotalsShape",
+    "VersionShape",
+    "WarningShape",
     "event_json",
     "execution_json",
     "flow_json",
@@ -113,7 +129,21 @@ EVENT = TypeAdapter(EventBody)
 # --- shapes of responses, for the OpenAPI document ---------------------------------------------
 
 
-class ExecutionShape(BaseModel):
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid", defer_build=True)  # built when somebody asks
+
+
+Item = TypeVar("Item")
+
+
+class Page(_Shape, Generic[Item]):
+    """`nextCursor` goes on with the list; null when this was all."""
+
+    items: list[Item]
+    nextCursor: str | None
+
+
+class ExecutionShape(_Shape):
     """One run of a flow."""
 
     id: str
@@ -141,7 +171,81 @@ class ExecutionShape(BaseModel):
     finishedAt: str | None
 
 
-class FlowShape(BaseModel):
+class ListedShape(ExecutionShape):
+    """`contextPartial` when large context values were left out; show the execution for them."""
+
+    contextPartial: bool = False
+
+
+class StartedShape(_Shape):
+    """An execution of a batch; with `view=ids` only these fields."""
+
+    id: str
+    status: str
+    created: bool
+
+
+class BatchShape(_Shape):
+    items: list[StartedShape | dict[str, Any]]
+
+
+class HandlerName(_Shape):
+    type: str
+    version: str
+
+
+class HistoryShape(_Shape):
+    """A finished attempt; `usage` may have peakMemoryBytes and cpuMs."""
+
+    seq: int
+    stepId: str
+    handler: HandlerName
+    attempt: int
+    outcome: Literal["success", "failure", "wait", "error"]
+    output: Any
+    error: dict[str, Any] | None
+    startedAt: str
+    completedAt: str
+    durationMs: int
+    queuedMs: int
+    workerId: str
+    usage: dict[str, Any]
+    billing: None
+
+
+class EventShape(_Shape):
+    seq: int
+    type: str
+    at: str
+    executionId: str | None
+    stepId: str | None
+    data: Any
+
+
+class LogShape(_Shape):
+    seq: int
+    at: str
+    stepId: str
+    attempt: int
+    stream: str
+    level: str | None
+    message: str
+    fields: dict[str, Any]
+
+
+class SentShape(_Shape):
+    name: str
+    woken: int
+    executionIds: list[str]
+    seq: int
+
+
+class WarningShape(_Shape):
+    path: str
+    message: str
+
+
+class FlowShape(_Shape):
     id: str
     version: str
     name: str | None
@@ -150,7 +254,16 @@ class FlowShape(BaseModel):
     appliedAt: str
 
 
-class HandlerShape(BaseModel):
+class FlowShownShape(FlowShape):
+    document: dict[str, Any]
+
+
+class FlowAppliedShape(FlowShownShape):
+    created: bool
+    warnings: list[WarningShape]
+
+
+class HandlerShape(_Shape):
     type: str
     version: str
     name: str | None
@@ -164,19 +277,44 @@ class HandlerShape(BaseModel):
     manifest: dict[str, Any]
 
 
-class HealthShape(BaseModel):
+class PublishedShape(HandlerShape):
+    created: bool
+    warnings: list[WarningShape]
+
+
+class HealthShape(_Shape):
     status: Literal["ok", "degraded", "starting", "draining"]
     version: str
     uptimeS: float
     checks: dict[str, Any]
 
 
-class QueueShape(BaseModel):
-    items: list[dict[str, Any]]
-    totals: dict[str, int]
+class DepthShape(_Shape):
+    """`oldestQueuedMs` is how long the oldest task has been waiting."""
+
+    handlerType: str
+    priority: Literal["high", "normal", "low"]
+    queued: int
+    leased: int
+    oldestQueuedMs: int | None
 
 
-class ProblemShape(BaseModel):
+class TotalsShape(_Shape):
+    queued: int
+    leased: int
+
+
+class QueueShape(_Shape):
+    items: list[DepthShape]
+    totals: TotalsShape
+
+
+class VersionShape(_Shape):
+    version: str
+    apiVersions: list[str]
+
+
+class ProblemShape(_Shape):
     """RFC 9457."""
 
     type: str
@@ -184,7 +322,7 @@ class ProblemShape(BaseModel):
     status: int
     detail: str
     code: str
-    errors: list[dict[str, str]] | None = None
+    errors: list[WarningShape] | None = None
 
 
 # --- responses -----------------------------------------------------------------------------------

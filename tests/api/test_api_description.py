@@ -1,0 +1,96 @@
+"""The OpenAPI document and the answers are held together: what is described is what comes."""
+
+import json
+
+import pytest
+
+from flowmonkeyd.api.routes import ROUTES, openapi
+from flowmonkeyd.documents.archive import pack_files
+from tests.api.api_server import SWITCH, served
+
+HANDLER = {
+    "handler.json": json.dumps({"handler": {"type": "add", "version": "1.2.0"}}).encode(),
+    "handler.py": b"def handle(input, ctx):\n    return 1\n",
+}
+MODELS = {(route.method, route.path): route.response for route in ROUTES}
+
+
+def refs(value):
+    if isinstance(value, dict):
+        if "$ref" in value:
+            yield value["$ref"]
+        for item in value.values():
+            yield from refs(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from refs(item)
+
+
+def test_every_reference_in_the_description_leads_somewhere():
+    document = openapi()
+    schemas = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    assert set(refs(document)) <= schemas
+    assert document["openapi"] == "3.1.0"
+
+
+def test_every_body_and_answer_is_described():
+    plain = {"/v1/openapi.json", "/metrics"}
+    assert [r.path for r in ROUTES if r.response is None and r.path not in plain] == []
+    document = openapi()
+    for route in ROUTES:
+        way = document["paths"][route.path.replace(":path}", "}")][route.method.lower()]
+        assert way["summary"] == route.summary
+        assert ("requestBody" in way) is (route.request is not None)
+        in_query = {p["name"] for p in way["parameters"] if p["in"] == "query"}
+        assert in_query == set(route.query)
+
+
+@pytest.fixture
+async def api(tmp_path):
+    async with served(tmp_path) as api:
+        yield api
+
+
+async def test_every_route_answers_in_the_shape_it_is_described_with(api):
+    """The models refuse unknown fields and want all they name, so neither side can drift."""
+    seen = set()
+
+    async def check(method, path, body=None, route=None, headers=None):
+        answer = await api.call(method, path, body, headers)
+        assert answer.status in (200, 201), (method, path, answer.body)
+        model = MODELS[method, route or path.partition("?")[0]]
+        if model is not None:
+            model.model_validate(answer.json)
+        seen.add((method, route or path.partition("?")[0]))
+        return answer
+
+    await check("PUT", "/v1/flows", SWITCH)
+    await check(
+        "PUT", "/v1/handlers", pack_files(HANDLER), headers={"content-type": "application/zip"}
+    )
+    made = (await check("POST", "/v1/executions", {"flow": "pick", "context": {"n": 1}})).json
+    large = {"flow": "pick", "context": {"n": 1, "large": "x" * 100_000}}
+    await check("POST", "/v1/executions:batch", [large, {"flow": "pick", "context": {"n": 9}}])
+    await check("POST", "/v1/executions:batch?view=ids", [large])
+    listed = (await check("GET", "/v1/executions")).json["items"]
+    assert [item.get("contextPartial", False) for item in listed] == [True, False, True, False]
+    one = "/v1/executions/{id}"
+    path = f"/v1/executions/{made['id']}"
+    await check("GET", path, route=one)
+    for part in ("history", "logs", "events"):
+        await check("GET", f"{path}/{part}", route=f"{one}/{part}")
+    await check("POST", f"{path}/cancel", {}, route=f"{one}/cancel")
+    await check("POST", f"{path}/retry", {}, route=f"{one}/retry")
+    await check("POST", f"{path}/resume", {"data": {"k": 1}}, route=f"{one}/resume")
+    done = await check("GET", f"{path}/history", route=f"{one}/history")
+    assert done.json["items"]
+    await check("POST", "/v1/events", {"name": "go", "data": {"k": 1}})
+    for path in ("/v1/events", "/v1/flows", "/v1/handlers", "/v1/queue", "/v1/health",
+                 "/v1/version", "/v1/openapi.json", "/metrics"):  # fmt: skip
+        await check("GET", path)
+    await check("GET", "/v1/flows/pick", route="/v1/flows/{id}")
+    await check("GET", "/v1/flows/pick/1.0.0", route="/v1/flows/{id}/{version}")
+    named = "/v1/handlers/{name:path}"
+    await check("GET", "/v1/handlers/add/1.2.0", route=named)
+    await check("POST", "/v1/handlers/add/1.2.0/yank", route=f"{named}/yank")
+    assert seen == set(MODELS)

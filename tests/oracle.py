@@ -280,7 +280,8 @@ class Oracle:
             self.finish(run, {"outcome": "wait", "wait": wait})
         elif kind == "conditional":  # the tests' conditions are all `n > value`
             for condition in config["conditions"]:
-                if run.context.get(condition["path"], 0) > condition["value"]:
+                actual = run.context.get(condition["path"])
+                if isinstance(actual, int) and actual > condition["value"]:
                     self.finish(run, {"outcome": "success", "next": condition["target"]})
                     return
             self.finish(run, {"outcome": "success", "next": config["default"]})

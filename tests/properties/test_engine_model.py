@@ -7,10 +7,11 @@ as `stepCount`, the ledger has no gap and only grows.
 """
 
 import asyncio
+import random
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -66,11 +67,13 @@ LOOP = doc(
 DEEP = doc(sub_flow("s", "family", out="kid"), id="deep")
 FLOWS = [LINE, SLEEPY, FAMILY, FAN, LOOP, DEEP]
 
+SUCCESS = st.fixed_dictionaries(
+    {"outcome": st.just("success")},
+    optional={"output": st.sampled_from([None, 0, 7, "x" * 600, {"y": [1]}])},
+)
 RESULTS = st.one_of(
-    st.fixed_dictionaries(
-        {"outcome": st.just("success")},
-        optional={"output": st.sampled_from([None, 0, 7, "x" * 600, {"y": [1]}])},
-    ),
+    SUCCESS,
+    SUCCESS,
     st.fixed_dictionaries(
         {
             "outcome": st.sampled_from(["failure", "error"]),
@@ -118,7 +121,6 @@ class EngineModel(RuleBasedStateMachine):
         return found
 
     def pick(self, number: int, runs: list[Run]) -> Run:
-        assume(runs)
         return runs[number % len(runs)]
 
     # --- what users do --------------------------------------------------------------------------
@@ -128,7 +130,7 @@ class EngineModel(RuleBasedStateMachine):
         n=st.integers(0, 4),
         items=st.lists(st.integers(0, 3), max_size=3),
         key=st.sampled_from([None, None, "k1", "k2"]),
-        times=st.sampled_from([(10**8, 10**9), (700, 10**9), (10**8, 300)]),
+        times=st.sampled_from([(10**8, 10**9)] * 4 + [(700, 10**9), (10**8, 300)]),
     )
     def create(self, flow: str, n: int, items: list[int], key: str | None, times: Any) -> None:
         context = {"n": n, "items": items}
@@ -141,9 +143,12 @@ class EngineModel(RuleBasedStateMachine):
             run.id = made.id
         assert run.id == made.id
 
-    @rule(number=PICK)
-    def cancel(self, number: int) -> None:
+    @precondition(lambda self: self.oracle.runs)
+    @rule(number=PICK, sure=st.integers(0, 3))
+    def cancel(self, number: int, sure: int) -> None:
         run = self.pick(number, self.oracle.runs)
+        if sure and not run.ended:
+            return  # else most would end like this
         if run.ended:
             with pytest.raises(Conflict):
                 self.runner.run(self.fm.cancel(run.id or ""))
@@ -151,6 +156,7 @@ class EngineModel(RuleBasedStateMachine):
             self.runner.run(self.fm.cancel(run.id or ""))
             self.oracle.cancel(run)
 
+    @precondition(lambda self: self.oracle.runs)
     @rule(number=PICK, first=st.booleans())
     def retry(self, number: int, first: bool) -> None:
         run = self.pick(number, self.oracle.runs)
@@ -162,6 +168,7 @@ class EngineModel(RuleBasedStateMachine):
             with pytest.raises(Conflict):
                 self.runner.run(self.fm.retry(run.id or "", step_id))
 
+    @precondition(lambda self: self.oracle.runs)
     @rule(number=PICK, by_token=st.booleans(), n=st.integers(0, 4))
     def resume(self, number: int, by_token: bool, n: int) -> None:
         run = self.pick(number, self.oracle.runs)
@@ -270,7 +277,25 @@ class EngineModel(RuleBasedStateMachine):
                     assert child.id in (None, known.id)
                     child.id = known.id
 
-    @rule(ms=st.sampled_from([1, 49, 50, 100, 299, 300, 500, 700, 1000, LEASE_MS, 10**8]))
+    @rule(results=st.lists(RESULTS, min_size=1, max_size=8))
+    def work(self, results: list[dict[str, Any]]) -> None:
+        """Workers that take what there is and finish it in time; then built-in steps."""
+        for result in results:
+            self.run_builtins()
+            known = len(self.tasks)
+            self.claim(1)
+            if len(self.tasks) > known:
+                self.finish(0, result)
+        self.run_builtins()
+
+    @rule(ms=st.sampled_from([50, 100, 500, 1000]))
+    def sleep(self, ms: int) -> None:
+        """Time passes and is noticed."""
+        self.advance(ms)
+        self.fire_due()
+        self.run_builtins()
+
+    @rule(ms=st.sampled_from([1, 49, 50, 100, 299, 300, 500, 700] * 2 + [LEASE_MS, 10**8]))
     def advance(self, ms: int) -> None:
         self.fm.advance(ms)
         self.oracle.now_ms += ms
@@ -323,10 +348,66 @@ class EngineModel(RuleBasedStateMachine):
         return found, ledger.read(conn, self.last_seq, 10_000)
 
 
+def simulate(seed: int, moves: int) -> EngineModel:
+    """One long life by chance: deeper than Hypothesis goes, and reproduced by its seed alone."""
+    chance, model = random.Random(seed), EngineModel()
+
+    def result() -> dict[str, Any]:
+        outcome = chance.choices(["success", "failure", "error", "wait"], [70, 15, 5, 10])[0]
+        if outcome == "success":
+            return {"outcome": outcome, "output": chance.choice([0, 3, "x" * 600, {"y": [1]}])}
+        if outcome == "wait":
+            return {"outcome": outcome, "wait": {"kind": "time", "ms": chance.choice([0, 50])}}
+        return {"outcome": outcome, "code": "E1", "retryable": chance.random() < 0.8}
+
+    def number() -> int:
+        return chance.randrange(10**6)
+
+    def create() -> None:
+        flow, key = chance.choice(FLOWS)["id"], chance.choice([None, None, "k1"])
+        items = [chance.randrange(4) for _ in range(chance.randrange(4))]
+        execution_ms, wait_ms = chance.choice([10**8, 10**8, 2000]), chance.choice([10**9, 900])
+        model.create(flow, chance.randrange(5), items, key, (execution_ms, wait_ms))
+
+    acts = {
+        create: 6,
+        lambda: model.work([result() for _ in range(5)]): 30,
+        lambda: model.claim(2): 5,
+        lambda: model.tasks and model.finish(number() % 4, result()): 8,
+        lambda: model.tasks and model.release(number() % 4, chance.choice([0, 60])): 4,
+        model.run_builtins: 10,
+        lambda: model.sleep(chance.choice([50, 100, 500, 1000])): 12,
+        lambda: model.advance(chance.choice([1, 49, 100, 300, 10**5])): 4,
+        model.fire_due: 4,
+        lambda: model.send_event(chance.randint(1, 3)): 8,
+        lambda: model.oracle.runs and model.resume(number(), chance.random() < 0.5, 3): 8,
+        lambda: model.oracle.runs and model.retry(number(), chance.random() < 0.5): 5,
+        lambda: model.oracle.runs and model.cancel(number(), chance.randrange(3)): 3,
+        model.restart: 2,
+    }
+    try:
+        for act in chance.choices(list(acts), list(acts.values()), k=moves):
+            act()
+            model.both_worlds_agree()
+    except BaseException:
+        print(f"simulate(seed={seed}, moves={moves})")
+        raise
+    finally:
+        model.teardown()
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_long_lives_by_chance(seed: int) -> None:
+    model = simulate(seed, 250)
+    assert sum(len(run.history) for run in model.oracle.runs) > 10
+
+
 TestEngineModel = pytest.mark.slow(EngineModel.TestCase)
 TestEngineModel.settings = settings(
-    max_examples=60,
-    stateful_step_count=40,
+    max_examples=40,
+    stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -35,7 +35,7 @@ from flowmonkeyd.metrics import Metrics
 from flowmonkeyd.model import ExecutionStatus, Lane, Limits
 from flowmonkeyd.packages import Packages
 from flowmonkeyd.stateless import Stateless
-from flowmonkeyd.store import Committed, Store, executions, tasks
+from flowmonkeyd.store import Committed, Store, catalog, executions, tasks
 from flowmonkeyd.timers import Timers
 from sandbox import Limits as SandboxLimits
 from sandbox import Pool, PoolSettings
@@ -73,19 +73,8 @@ class Daemon:
 
     async def _serve(self) -> None:
         settings, clock = self._settings, SystemClock()
-        limits = settings.limits
         store = Store(settings.dataDir / "flowmonkey.db", clock)
-        engine = Engine(
-            store,
-            RandomIds(),
-            Limits(
-                steps_max=limits.stepsMax,
-                context_bytes_max=limits.contextBytesMax,
-                value_bytes_max=limits.valueBytesMax,
-                keys_max=limits.keysMax,
-                depth_max=limits.depthMax,
-            ),
-        )
+        engine = Engine(store, RandomIds(), _execution_limits(settings))
         packages = Packages(settings.dataDir / "packages")
         pool = Pool(_pool_settings(settings))
         stateless = Stateless(pool, packages, engine, clock, _limits(settings))
@@ -104,16 +93,21 @@ class Daemon:
 
         store.on_commit = committed
         store.before_commit = engine.run_ready
-        api = Api(engine, packages, feed, settings, health, metrics.render)
+        api = Api(
+            engine,
+            packages,
+            feed,
+            settings,
+            health,
+            metrics.render,
+            is_draining=self._stopping.is_set,
+        )
         server = Server(
             application(api), settings.socket, settings.api.socketMode, systemd.listen_fds()
         )
         server.bind()
         try:
-            async with asyncio.TaskGroup() as opening:
-                opening.create_task(store.open())
-                opening.create_task(_start(pool))
-            packages.open()
+            await _open(store, pool, packages)
             async with asyncio.TaskGroup() as group:
                 writer = group.create_task(store.run(), name="writer")
                 released = await engine.recover()
@@ -235,12 +229,32 @@ class _Metrics:
         return self._metrics.render()
 
 
+async def _open(store: Store, pool: Pool, packages: Packages) -> None:
+    async with asyncio.TaskGroup() as opening:
+        opening.create_task(store.open())
+        opening.create_task(_start(pool))
+    packages.open()
+    # Refused or interrupted publishes leave packages that no version names.
+    packages.remove_unused(await store.read(catalog.digests))
+
+
 async def _start(pool: Pool) -> None:
     """A host that cannot run the sandbox still serves: each step is refused with the reason."""
     try:
         await pool.start()
     except OSError as exc:
         log.error("the sandbox cannot start: %s", exc)
+
+
+def _execution_limits(settings: Settings) -> Limits:
+    limits = settings.limits
+    return Limits(
+        steps_max=limits.stepsMax,
+        context_bytes_max=limits.contextBytesMax,
+        value_bytes_max=limits.valueBytesMax,
+        keys_max=limits.keysMax,
+        depth_max=limits.depthMax,
+    )
 
 
 def _pool_settings(settings: Settings) -> PoolSettings:

@@ -87,6 +87,7 @@ class Api:
     health: Callable[[], Mapping[str, Any]]
     metrics: Callable[[], Awaitable[str]]
     clock: Clock = field(default_factory=SystemClock)
+    is_draining: Callable[[], bool] = lambda: False
 
 
 def peer(request: Request) -> str:

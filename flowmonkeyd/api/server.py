@@ -84,6 +84,8 @@ def application(api: Api) -> Starlette:
 def _guarded(api: Api, route: Route) -> Callable[[Request], Awaitable[Response]]:
     async def call(request: Request) -> Response:
         try:
+            if route.method != "GET" and api.is_draining():
+                raise Unavailable("cannot take new work: the daemon is stopping; try again later")
             if request.scope["query_string"]:
                 known_query(request, route.query)
             response = await route.function(api, request)

@@ -10,6 +10,7 @@ from flowmonkeyd.store.store import Tx
 __all__ = [
     "FlowRow",
     "HandlerRow",
+    "digests",
     "flow_document",
     "flow_key",
     "flow_row",
@@ -131,6 +132,11 @@ def list_handlers(conn: sqlite3.Connection, after_key: int, limit: int) -> list[
         f"SELECT {_HANDLER} FROM handlers WHERE key > ? ORDER BY key LIMIT ?", (after_key, limit)
     )
     return [HandlerRow(*row) for row in rows]
+
+
+def digests(conn: sqlite3.Connection) -> set[str]:
+    """The digest of every package that a handler version names."""
+    return {digest for (digest,) in conn.execute("SELECT DISTINCT digest FROM handlers")}
 
 
 def yank_handler(tx: Tx, key: int) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from flowmonkeyd.testing import FlowHarness
 
 pytestmark = pytest.mark.slow
 
@@ -124,6 +127,29 @@ def test_a_broken_order_ends_in_the_branch_that_reads_the_error(daemon):
     assert "line 1 has no sku" in rejection["details"]
     assert "_error" not in execution["context"]
     assert path_of(daemon, execution) == [("validate", "failure"), ("reject", "success")]
+
+
+async def test_an_order_nobody_decides_on_is_rejected_after_twelve_hours():
+    """The same flow and handlers as a person would test them: in process, in no time."""
+    handlers = {}
+    for folder in sorted((EXAMPLES / "order/handlers").iterdir()):
+        manifest = json.loads((folder / "handler.json").read_text())["handler"]
+        name = manifest["entrypoint"].partition(":")[2]
+        found = runpy.run_path(str(folder / "handler.py"))[name]
+        handlers[manifest["type"]] = found().handle if isinstance(found, type) else found
+    context = json.loads((EXAMPLES / "order/large.json").read_text())
+    async with FlowHarness(handlers=handlers) as fm:
+        for flow in ("shipping", "order"):
+            fm.apply((EXAMPLES / f"order/{flow}.yaml").read_text())
+        execution = await fm.create("order", context)
+        await fm.settle()
+        after_ms = (100, 200, 12 * 3_600_000 - 1, 1)  # two backoffs, then the wait
+        for ms, status in zip(after_ms, ["waiting"] * 3 + ["completed"], strict=True):
+            fm.advance(ms)
+            await fm.settle()
+            execution = await fm.get(execution.id)
+            assert execution.status == status
+    assert execution.context["rejection"]["because"] == "NOT_DECIDED"
 
 
 def test_three_megabytes_of_sales_are_added_up_as_an_independent_reading_does(daemon):

@@ -10,6 +10,6 @@ def handle(input, ctx):
     return ctx.wait(
         event="order.decided",
         filter={"orderId": order_id},
-        duration_ms=ctx.config["daysAtMost"] * 24 * 3600 * 1000,
+        duration_ms=ctx.config["hoursAtMost"] * 3600 * 1000,
         reason=f"somebody to decide on order {order_id} ({euros:.2f} EUR)",
     )

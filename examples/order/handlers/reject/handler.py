@@ -8,4 +8,5 @@ def handle(input, ctx):
     decision = ctx.context.get("resumeData")
     if decision is None:  # the time for a decision was up
         return {"because": "NOT_DECIDED", "said": "nobody decided in time"}
-    return {"because": "DECLINED", "said": decision.get("why", "declined"), "by": decision["by"]}
+    said = decision if isinstance(decision, dict) else {"why": decision}
+    return {"because": "DECLINED", "said": said.get("why", "declined"), "by": said.get("by")}

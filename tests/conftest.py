@@ -36,7 +36,10 @@ def _held() -> dict[str, set[str]]:
             fds.add(f"{fd} -> {target}")
     children = set()
     for task in Path("/proc/self/task").iterdir():
-        children.update((task / "children").read_text().split())
+        try:
+            children.update((task / "children").read_text().split())
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # a thread that ended meanwhile; its children are another's now
     threads = {one.name for one in threading.enumerate()}
     return {"descriptor": fds, "child process": children, "thread": threads}
 

@@ -361,6 +361,27 @@ def test_schema_sql_is_the_migrated_database():
     )
 
 
+def test_every_setting_is_used():
+    """One that is accepted and does nothing misleads who sets it."""
+    used = {
+        node.attr
+        for name in PRODUCT
+        if name.startswith("flowmonkeyd/")
+        for node in ast.walk(TREES[name])
+        if isinstance(node, ast.Attribute)
+    }
+    none(
+        [
+            f"flowmonkeyd/config.py:{field.lineno} {field.target.id} is read by none: use it or go"
+            for section in TREES["flowmonkeyd/config.py"].body
+            if isinstance(section, ast.ClassDef)
+            for field in section.body
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+            if field.target.id not in used
+        ]
+    )
+
+
 def test_changelog_has_an_unreleased_section():
     text = (ROOT / "CHANGELOG.md").read_text()
     assert "\n## [Unreleased]\n" in text, "CHANGELOG.md:1 add `## [Unreleased]` for the next change"

@@ -60,7 +60,11 @@ async def test_since_is_exact_to_the_millisecond(api):
 
 
 async def test_statuses_may_be_a_list_or_be_repeated(api):
-    await api.call("POST", "/v1/executions:batch", [RUN, {"flow": "pick", "context": {"n": 1}}])
+    bodies = [RUN, {"flow": "pick", "context": {"n": 1}}]
+    made = (await api.call("POST", "/v1/executions:batch", bodies)).json["items"]
+    await api.call("GET", f"/v1/executions/{made[0]['id']}?waitMs=5000")
+    while (await api.call("GET", f"/v1/executions/{made[1]['id']}")).json["status"] != "waiting":
+        pass
     for query in ("status=completed,waiting", "status=completed&status=waiting"):
         assert len((await api.call("GET", f"/v1/executions?{query}")).json["items"]) == 2
     assert len((await api.call("GET", "/v1/executions?status=waiting")).json["items"]) == 1

@@ -97,6 +97,7 @@ class _Progress:
         self._terminal = bool(output.err.isatty())
         self._moves = has_colour(output.err)
         self._pending = False
+        self._backs_off = False
 
     def show(self, event: Fields) -> None:
         """One event of the stream."""
@@ -107,6 +108,7 @@ class _Progress:
         step = cell(event.get("stepId"))
         match event.get("type"):
             case "step.started":
+                self._backs_off = False
                 self._begin(step + _attempt(data))
             case "step.completed":
                 good = data.get("outcome", "success") in ("success", "wait")
@@ -116,12 +118,15 @@ class _Progress:
                 words += [taken] if taken else []
                 self._end(good, "  ".join(words))
             case "step.retry":
+                self._backs_off = True
                 delay = duration(data.get("backoffMs") or None)
                 self._end(False, f"{step}  will be tried again" + (f" in {delay}" if delay else ""))
             case "step.timeout":
                 self._end(False, f"{step}  ran out of time")
             case "execution.resumed":
-                self._end(True, "resumed")
+                if not self._backs_off:  # the end of a backoff goes without saying
+                    self._end(True, "resumed")
+                self._backs_off = False
             case "execution.progress" | "job.progress":
                 self._begin(f"{step}  {cell(data.get('percent'))} %  {cell(data.get('message'))}")
 

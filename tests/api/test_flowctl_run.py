@@ -211,6 +211,22 @@ def test_steps_are_shown_on_a_terminal_without_handing_it_over(daemon, monkeypat
     )
 
 
+def test_the_end_of_a_wait_is_shown_and_that_of_a_backoff_is_not(daemon, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    steps = [
+        event(1, "step.retry", "a", attempt=1, backoffMs=100),
+        event(2, "execution.resumed", "a"),
+        event(3, "step.completed", "a", attempt=1, outcome="wait", durationMs=1),
+        event(4, "execution.resumed", "a"),
+        event(5, "execution.completed"),
+    ]
+    daemon.stream(EVENTS, steps)
+    daemon.on("GET", ONE, now("completed"))
+    assert flowctl("run", "order", tty=True).err == (
+        "✗ a  will be tried again in 100 ms\n✓ a (try 2)  wait  1 ms\n✓ resumed\n"
+    )
+
+
 def test_live_line_is_replaced_on_a_terminal_that_can(daemon, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")

@@ -119,7 +119,7 @@ class Packages:
             if any(name.endswith(".py") for name in files):
                 _refuse(_not_python(incoming))
             for folder, _, _ in os.walk(incoming, topdown=False):
-                os.chmod(folder, 0o555)
+                os.chmod(folder, 0o755)  # so that `rm -r` of a data directory works
                 _flush(Path(folder))
             try:
                 incoming.rename(place)

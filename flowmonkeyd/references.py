@@ -68,6 +68,16 @@ class References:
         version = pins.get(pin_of(ref)) or _published(tx, ref)
         return (Lane.SANDBOX, version) if version else None
 
+    def why_missing(self, tx: Tx, ref: HandlerRef) -> str:
+        """Why `resolve` finds nothing, for an operator."""
+        rows = catalog.handler_versions(tx, ref.type)
+        if not rows:
+            return f"no handler {ref.type!r} is published; see `flowctl handler list`"
+        shown = ", ".join(
+            row.version + " (yanked)" * (row.yanked_at_ms is not None) for row in rows
+        )
+        return f"no version of {ref.type!r} fits {pin_of(ref)!r}; there are: {shown}"
+
     def pins(self, tx: Tx, flow: Flow) -> dict[str, str]:
         known: dict[str, str] | None = tx.memo.get(("pins", flow.id, flow.version))
         if known is not None:

@@ -264,7 +264,7 @@ class Steps:
         )
 
     def _no_handler(self, tx: Tx, record: Record, step: Step) -> None:
-        message = f"no published handler for {pin_of(step.handler)!r}; see `flowctl handler list`"
+        message = self.names.why_missing(tx, step.handler)
         error = StepError("HANDLER_NOT_FOUND", message, retryable=False)
         self.failed(tx, record, error)
 

@@ -263,7 +263,7 @@ def test_a_package_is_kept_read_only_under_its_digest(packages):
     for name, content in FILES.items():
         assert (place / name).read_bytes() == content
         assert stat.S_IMODE((place / name).stat().st_mode) == 0o444
-    assert {stat.S_IMODE(p.stat().st_mode) for p in (place, place / "lib")} == {0o555}
+    assert {stat.S_IMODE(p.stat().st_mode) for p in (place, place / "lib")} == {0o755}
 
 
 def test_the_same_content_again_is_the_same_package_whatever_the_packing(packages):

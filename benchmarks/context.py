@@ -193,9 +193,7 @@ def main() -> None:
                     ratios = f"{cpu_us / base[0]:.2f} {written / base[1]:.2f}"
                     cells.append(f"{cpu_us:6.0f} {written:6.1f} {ratios:>9}")
                 print(f"{count:>5} x {size:>7}  " + "  ".join(f"{cell:>23}" for cell in cells))
-            print(
-                "\nreading and replacing one value beside 8 x 50, in a row of its own against inline"
-            )
+            print("\none value read and replaced beside 8 x 50: a row of its own against inline")
             for size in (64, 128, 256, 512, 1024, 2048, 4096, 16_000):
                 contexts.SPILL_BYTES = 60
                 row_us, row_kb = measured(path, replacing(size), neighbours(8, 50), wanted)

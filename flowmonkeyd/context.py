@@ -18,7 +18,7 @@ from flowmonkeyd.model import Limits, StepError
 
 __all__ = ["SPILL_BYTES", "Change", "Context", "depth"]
 
-# Below this a row of its own costs more than rewriting the text beside its neighbours.
+# A row of its own costs a page more when written; inline text past a page costs four (decision 0012).
 SPILL_BYTES = 512
 
 

@@ -18,7 +18,8 @@ from flowmonkeyd.model import Limits, StepError
 
 __all__ = ["SPILL_BYTES", "Change", "Context", "depth"]
 
-# A row of its own costs a page more when written; inline text past a page costs four (decision 0012).
+# A row of its own costs a page more when it is written, inline text past a page costs three more
+# at every change (docs/decisions/0012).
 SPILL_BYTES = 512
 
 

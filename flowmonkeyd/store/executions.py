@@ -175,7 +175,9 @@ class Page:
 
 def list_page(conn: sqlite3.Connection, page: Page) -> list[Record]:
     """One page of executions without their large context values."""
-    where = ["(:before IS NULL OR e.key < :before)"]
+    where = ["TRUE"]
+    if page.before_key is not None:
+        where.append("e.key < :before")
     if page.statuses:
         marks = ", ".join(f":status{n}" for n in range(len(page.statuses)))
         where.append(f"e.status IN ({marks})")
@@ -190,8 +192,10 @@ def list_page(conn: sqlite3.Connection, page: Page) -> list[Record]:
         where.append("e.created_at_ms >= :since")
     if page.parent_key is not None:
         where.append("e.parent = :parent")
+    # Keys first: what has to be sorted (a flow's executions, several statuses) is then integers.
     rows = conn.execute(
-        f"SELECT {_COLUMNS}{_SHOWN}{_FROM}{_SHOWN_FROM} WHERE {' AND '.join(where)}"
+        f"SELECT {_COLUMNS}{_SHOWN}{_FROM}{_SHOWN_FROM} WHERE e.key IN (SELECT e.key"
+        f" FROM executions e WHERE {' AND '.join(where)} ORDER BY e.key DESC LIMIT :limit)"
         " ORDER BY e.key DESC LIMIT :limit",
         {
             "before": page.before_key,

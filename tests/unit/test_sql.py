@@ -18,6 +18,7 @@ from tests.flows import Tally, doc, echo, no, step, sub_flow, wait_for_event
 ALLOWED = {
     "sum(state <> 'leased')": "depth: the queue holds live tasks only",
     "claimed_at_ms = NULL WHERE state = 'leased'": "once at each start, live tasks only",
+    "SELECT DISTINCT digest FROM handlers": "which packages to keep, when they are swept",
     "SELECT status, count(*)": "metrics, when asked: a walk over one small index",
     "ORDER BY e.key DESC LIMIT :limit": "a page walks down from the newest and stops at LIMIT",
 }
@@ -108,6 +109,7 @@ async def every_verb(fm):
         lambda c: catalog.list_handlers(c, 0, 10),
         lambda c: catalog.flow_row(c, "f", "1.0.0"),
         lambda c: executions.all_keys(c),
+        catalog.digests,
         executions.counts,
         tasks.depth,
     ):

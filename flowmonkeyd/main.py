@@ -89,7 +89,7 @@ class Daemon:
             feed.committed(hints)
 
         def health() -> dict[str, Any]:
-            return self._health(pool, dispatcher)
+            return self._health(store, pool, dispatcher)
 
         store.on_commit = committed
         store.before_commit = engine.run_ready
@@ -136,7 +136,7 @@ class Daemon:
             await store.close()
             server.unbind()
 
-    def _health(self, pool: Pool, dispatcher: Dispatcher) -> dict[str, Any]:
+    def _health(self, store: Store, pool: Pool, dispatcher: Dispatcher) -> dict[str, Any]:
         layers = [
             {
                 "name": layer.name,
@@ -148,8 +148,9 @@ class Daemon:
         ]
         missing = [one.name for one in pool.layers() if one.required and not one.available]
         usable = bool(layers) and not missing
+        refusal = store.refusal
         detail = "every required layer holds" if usable else f"missing: {', '.join(missing)}"
-        status = "ok" if usable else "degraded"
+        status = "ok" if usable and refusal is None else "degraded"
         if not self.is_ready:
             status = "draining" if self._stopping.is_set() else "starting"
         return {
@@ -157,6 +158,10 @@ class Daemon:
             "version": __version__,
             "uptimeS": round(time.monotonic() - self._started_s, 3),
             "checks": {
+                "store": {
+                    "status": "ok" if refusal is None else "failed",
+                    "detail": refusal or f"boot {store.boot}, {store.commits} commits",
+                },
                 "sandbox": {
                     "status": "ok" if usable else "failed",
                     "detail": detail if layers else "the sandbox could not start",

@@ -96,6 +96,8 @@ class Store:
         # engine's own to do need not wait for a commit of its own.
         self.before_commit: Callable[[Tx], None] | None = None
         self.boot = 0
+        # Why the last batch could not be committed; None when it was.
+        self.refusal: str | None = None
         self.commits = 0
         self.writes = 0
         self._clock = clock
@@ -186,6 +188,7 @@ class Store:
             done = await _on_thread(writer, run)
             for write in reversed(batch[len(done.results) :]):
                 self._queue.appendleft(write)
+            self.refusal = done.refusal
             self.commits += 1
             self.writes += len(done.results)
             self.on_commit(done.hints)
@@ -221,6 +224,7 @@ class _Raised:
 class _Done:
     results: list[Any]
     hints: Committed
+    refusal: str | None = None
 
 
 def _commit(
@@ -247,8 +251,8 @@ def _commit(
     except sqlite3.Error as exc:
         if conn.in_transaction:
             conn.execute("ROLLBACK")
-        refusal = _Raised(_refusal(exc, conn))
-        return _Done([refusal] * len(batch), Committed())
+        refusal = _refusal(exc, conn)
+        return _Done([_Raised(refusal)] * len(batch), Committed(), str(refusal))
     return done
 
 

@@ -4,7 +4,7 @@ Two real daemons, one with few and one with many finished executions, all of the
 batches of 5 built-in steps), are then measured in turns, so that the machine's drift is the same
 for both. Then the file, the start after `kill -9`, and the idle daemon of the large one.
 
-    python benchmarks/growth.py [--finished 100000] [--base 1000] [--rounds 5]
+    python benchmarks/growth.py [--finished 100000] [--base 1000] [--rounds 9]
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--finished", type=int, default=100_000)
     parser.add_argument("--base", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fm-bench-") as name:
         places = [Path(name) / one for one in ("small", "large")]

@@ -134,6 +134,7 @@ async def test_nothing_of_the_wait_is_left_on_a_finished_execution(fm):
     )
 
 
+@pytest.mark.slow
 async def test_more_than_a_batch_of_due_waits_are_all_taken(fm):
     fm.apply(doc(step("d", "delay", config={"ms": 5})))
     batch = [await fm.create("f") for _ in range(3)]

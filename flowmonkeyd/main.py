@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ from flowmonkeyd.config import ConfigError, Loaded, Settings, load, print_config
 from flowmonkeyd.dispatcher import Dispatcher
 from flowmonkeyd.engine import Engine
 from flowmonkeyd.errors import FlowMonkeyError, Unavailable
-from flowmonkeyd.metrics import Metrics
 from flowmonkeyd.model import ExecutionStatus, Lane, Limits
 from flowmonkeyd.packages import Packages
 from flowmonkeyd.stateless import Stateless
@@ -81,7 +81,10 @@ class Daemon:
         dispatcher = Dispatcher(engine, {Lane.SANDBOX: stateless}, f"flowmonkeyd-{os.getpid()}")
         timers = Timers(engine, clock)
         feed = Feed()
-        metrics = _Metrics(store, dispatcher, pool)
+
+        @cache
+        def metrics() -> _Metrics:
+            return _Metrics(store, dispatcher, pool)
 
         def committed(hints: Committed) -> None:
             dispatcher.committed(hints)
@@ -99,7 +102,7 @@ class Daemon:
             feed,
             settings,
             health,
-            metrics.render,
+            lambda: metrics().render(),
             is_draining=self._stopping.is_set,
         )
         server = Server(
@@ -208,6 +211,8 @@ class _Metrics:
     """What the tables and the parts say now, for a scrape."""
 
     def __init__(self, store: Store, dispatcher: Dispatcher, pool: Pool) -> None:
+        from flowmonkeyd.metrics import Metrics  # 25 ms that a daemon nobody scrapes does not pay
+
         self._store = store
         metrics = self._metrics = Metrics()
         running = metrics.gauge("tasks_running", "Tasks running now")

@@ -73,7 +73,7 @@ class Work:
         assert row.lease_id is not None
         assert row.claimed_at_ms is not None
         return Task(
-            id=f"{execution.id}.{execution.step_count + 1}",
+            id=f"{execution.id}.{execution.step_count + 1}.{step.id}",
             key=row.execution,
             lease_id=row.lease_id,
             execution_id=execution.id,

@@ -76,7 +76,7 @@ Name = Annotated[StrictStr, Field(min_length=1, max_length=256)]
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class TimeoutsBody(_Body):

@@ -32,7 +32,7 @@ Duration = Annotated[float, Field(ge=0, le=1e12, strict=True)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class _Delay(_Model):

@@ -39,7 +39,7 @@ Text = Annotated[StrictStr, Field(min_length=1, max_length=1024)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class _Key(_Model):

@@ -48,7 +48,7 @@ Millis = Annotated[StrictInt, Field(ge=1, le=HARD_TTL_MS_MAX)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class _Handler(_Model):
@@ -72,7 +72,7 @@ class _Handler(_Model):
 class _Input(BaseModel):
     """One declared input; the validation rules beside these fields are kept as they are."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, defer_build=True)
 
     property: Text
     type: Literal["string", "number", "boolean", "object", "array", "any", "null"] = "any"

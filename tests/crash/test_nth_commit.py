@@ -71,7 +71,7 @@ async def told(fm: FlowHarness, path: Path) -> tuple[Any, Any, Counter[Any]]:
     calls: Counter[Any] = Counter()
     for line in path.with_suffix(".tally").read_text().splitlines():
         task_id, step_id, attempt = line.split(" ")
-        execution_id, seq = task_id.rsplit(".", 1)
+        execution_id, seq, _ = task_id.split(".", 2)
         calls[places[execution_id], int(seq), step_id, int(attempt)] += 1
     return ends, applied, calls
 

@@ -390,10 +390,6 @@ async def test_a_result_that_cannot_be_applied_can_be_failed(fm):
     assert (await fm.get(run.id)).error["code"] == "INTERNAL"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a task's id is made of the step count, which a cancelled attempt does not raise",
-)
 async def test_a_retry_by_hand_from_another_step_is_another_task(fm):
     """The id is a handler's idempotency key: two different steps must never share one."""
     run = await fm.create("f")

@@ -280,6 +280,10 @@ def _child(plan: confine.Plan, channel: int, out: int, err: int, status: int) ->
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 64) for fd in (out, err, channel, status)]
         for number, fd in enumerate(high, start=1):
             os.dup2(fd, number)
+        # Its own: flags of an open file (F_SETFL) are shared by all who inherited it, so one
+        # execution could leave a word there for the next.
+        os.close(0)
+        os.open("/dev/null", os.O_RDONLY)
         linux.close_range(_STATUS_FD + 1)
         try:
             confine.take_steps(confine.CHILD_STEPS, plan)

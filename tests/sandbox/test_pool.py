@@ -222,6 +222,21 @@ async def test_hung_fork_server_is_replaced(own_pool, package, monkeypatch):
     assert reply.result["output"] == "good"
 
 
+async def test_no_open_file_is_shared_with_the_next_execution(pool, package):
+    """The flags of an open file belong to all who inherited it, whoever they are."""
+    code = """
+import fcntl, os
+def handle(input, ctx):
+    seen = [fcntl.fcntl(fd, fcntl.F_GETFL) for fd in range(4)]
+    for fd, flags in enumerate(seen):
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_APPEND)
+    return seen
+"""
+    call = Call(package(code))
+    replies = [await pool.run(call) for _ in range(6)]  # more than there are servers
+    assert len({tuple(reply.result["output"]) for reply in replies}) == 1, replies
+
+
 async def test_two_executions_share_nothing(pool, package):
     code = """
 import sys

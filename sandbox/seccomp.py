@@ -36,8 +36,7 @@ ALLOWED: dict[str, str] = {
     "rt_sigtimedwait rt_sigsuspend sigaltstack pause",
     "wait for several things (an event loop)": "poll ppoll select pselect6 epoll_create "
     "epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd eventfd2",
-    "talk over the socket pair that an event loop makes": "sendto recvfrom sendmsg recvmsg "
-    "shutdown getsockopt setsockopt getsockname getpeername",
+    "look at the socket pair that an event loop makes": "shutdown getsockname getpeername",
     "randomness": "getrandom",
     "children: it has none, so these only say so": "wait4 waitid",
 }
@@ -47,9 +46,10 @@ UNIMPLEMENTED = "clone3 io_uring_setup io_uring_enter io_uring_register openat2 
 
 _CLONE_THREAD = 0x00010000
 _CLONE_NEW_ANY = 0x7E020080  # every namespace flag of sched.h, CLONE_NEWTIME included
-_AF_UNIX = 1
+_AF_UNIX, _MSG_OOB = 1, 1
 _FCNTL = (0, 1, 2, 3, 4, 1030)  # F_DUPFD, F_{G,S}ETFD, F_{G,S}ETFL, F_DUPFD_CLOEXEC
 _IOCTL = (0x5401, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS FIONREAD FIONBIO FIONCLEX FIOCLEX
+_SOCKOPT = (3, 4, 38, 39)  # SO_TYPE, SO_ERROR, SO_PROTOCOL, SO_DOMAIN
 _PRCTL = (15, 16)  # PR_SET_NAME, PR_GET_NAME
 _LOW_32 = 0xFFFFFFFF
 
@@ -63,6 +63,21 @@ ARGUMENT_RULES: list[tuple[str, str, tuple[tuple[int, int, int], ...]]] = [
         ((0, _CLONE_THREAD | _CLONE_NEW_ANY, _CLONE_THREAD),),
     ),
     ("socketpair", "a private pair; no other address family", ((0, _LOW_32, _AF_UNIX),)),
+    (
+        "sendto",
+        "over such a pair: no other peer, which a datagram may name; no urgent data "
+        "(CVE-2025-38236); without sendmsg no descriptor in flight (CVE-2021-0920)",
+        ((3, _MSG_OOB, 0), (4, 2**64 - 1, 0)),
+    ),
+    ("recvfrom", "the same from the other end", ((3, _MSG_OOB, 0),)),
+    *(
+        (
+            "getsockopt",
+            "no process behind a socket (SO_PEERPIDFD)",
+            ((1, _LOW_32, 1), (2, _LOW_32, c)),
+        )
+        for c in _SOCKOPT
+    ),
     ("prlimit64", "read limits of itself, never set", ((0, _LOW_32, 0), (2, 2**64 - 1, 0))),
     ("tgkill", "raise() in itself, which is process 1 of its namespace", ((0, _LOW_32, 1),)),
     *(("fcntl", "no locks, leases, owners or pipe sizes", ((1, _LOW_32, c),)) for c in _FCNTL),

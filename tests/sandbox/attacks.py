@@ -206,6 +206,43 @@ ATTACKS: tuple[Attack, ...] = (
     Attack(
         "socketpair-netlink", "a pair of another family", _call("syscall(53, 16, 3, 0, 0)"), False
     ),
+    Attack(
+        "socket-filter",
+        "a program of its own in the kernel, on a socket",
+        _SYSCALL
+        + """
+import socket, struct
+def attack():
+    pair = socket.socketpair()
+    accept = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0xFFFF))
+    program = struct.pack("H6xQ", 1, ctypes.addressof(accept))
+    return syscall(54, pair[0].fileno(), 1, 26, program, 16) == 0
+""",
+    ),
+    Attack(
+        "socket-urgent-data",
+        "urgent data on a socket pair",
+        _try("a, b = socket.socketpair()\nreturn a.send(b'x', socket.MSG_OOB)"),
+    ),
+    Attack(
+        "socket-other-peer",
+        "the kernel looks for another peer: it says that there is none, not that it may not",
+        _try(
+            "a, b = socket.socketpair(type=socket.SOCK_DGRAM)\n"
+            "try:\n    a.sendto(b'x', '/nowhere')\n"
+            "except FileNotFoundError:\n    return True"
+        ),
+    ),
+    Attack(
+        "descriptor-in-flight",
+        "a descriptor sent away, past the limit on open ones",
+        _try("a, b = socket.socketpair()\nreturn socket.send_fds(a, [b'x'], [0])"),
+    ),
+    Attack(
+        "socket-peer-process",
+        "a handle on the process that made the channel, or on oneself (SO_PEERPIDFD)",
+        _try("a, b = socket.socketpair()\nreturn a.getsockopt(socket.SOL_SOCKET, 77) >= 0"),
+    ),
     # programs and processes
     Attack("fork", "a second process", _try("p = os.fork()\nif not p: os._exit(0)\nreturn p > 0")),
     Attack(

@@ -84,7 +84,8 @@ class Limits:
     `cpu_ms` None means the wall limit plus one second (the kernel counts CPU time in whole
     seconds, so a smaller limit than the wall is rounded up). `memory_bytes` counts what the
     handler adds to the bare interpreter. `output_bytes` bounds the encoded result with its
-    events and updates; `log_bytes` the kept text of all streams together.
+    events and updates; `log_bytes` the kept text of all streams together, each line counted with
+    100 bytes more than it has.
     """
 
     wall_ms: int = 30_000

@@ -88,22 +88,18 @@ class _Channel:
         os._exit(0)
 
     def log(self, stream: str, level: str | None, message: str, fields: dict[str, Any]) -> None:
-        """Send a log line while the log's limit lasts; the pool cuts it off in any case."""
+        """Send a log line while the log's limit lasts, counted as the pool counts, which cuts
+        it off in any case."""
         if self._log_left < 0:
             return
-        line = {
-            "stream": stream,
-            "level": level,
-            "message": message.encode("utf-8", "replace")[:LOG_LINE_MAX_BYTES].decode(
-                "utf-8", "replace"
-            ),
-            "fields": fields,
-        }
+        text = message.encode("utf-8", "replace")[:LOG_LINE_MAX_BYTES].decode("utf-8", "replace")
+        line = {"stream": stream, "level": level, "message": text, "fields": fields}
         try:
             payload = wire.encode(line)
         except (TypeError, ValueError):
             payload = wire.encode({**line, "fields": {k: _plain(v) for k, v in fields.items()}})
-        self._log_left -= len(payload)
+        size = len(payload) if fields else len(text)
+        self._log_left -= size + wire.LINE_COST_BYTES
         if len(payload) > 2 * LOG_LINE_MAX_BYTES + 1024:
             payload = wire.encode({**line, "fields": {"truncated": True}})
         self.send(wire.LOG, payload)

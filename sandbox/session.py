@@ -22,6 +22,9 @@ __all__ = ["Session"]
 _READ_BYTES = 256 * 1024
 _PIPE_READ_BYTES = 64 * 1024
 _LOG_FRAME_MAX_BYTES = 64 * 1024  # the shim stays below 34 KiB
+# What may come in log frames that are dropped, per byte that could be kept: in JSON a character
+# can take six, and a line its names. Whoever sends more does not use our shim.
+_FLOOD_RATIO = 8
 _PIPE_PAUSE_S = 0.02  # between reads of output that is dropped: at most 3 MiB/s of our time
 _DEATH_PATIENCE_S = 5.0
 _LEVELS = ("debug", "info", "warning", "error")
@@ -47,7 +50,7 @@ class Session:
         self._dropped = 0
         self._partial: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
         self._pipes = {"stdout": child.stdout, "stderr": child.stderr}
-        self._paused: list[asyncio.TimerHandle] = []
+        self._paused: dict[str, asyncio.TimerHandle] = {}
 
     async def run(self) -> Reply:
         """Send the request and come back with how it ended; the child is killed by then."""
@@ -180,8 +183,8 @@ class Session:
 
     def _on_log_frame(self, payload: bytes) -> None:
         if self._log_left < 0:
-            self._dropped += len(payload)
-            if self._dropped > self._call.limits.log_bytes + 1024 * 1024:
+            self._dropped += len(payload) + wire.LINE_COST_BYTES
+            if self._dropped > _FLOOD_RATIO * self._call.limits.log_bytes + 1024 * 1024:
                 raise wire.ProtocolError("a flood of log lines")
             return
         line = wire.decode(payload)
@@ -212,11 +215,9 @@ class Session:
         self._keep_output(stream, data)
         if self._log_left < 0:
             self._loop.remove_reader(fd)
-            resume = self._loop.call_later(
+            self._paused[stream] = self._loop.call_later(
                 _PIPE_PAUSE_S, self._loop.add_reader, fd, self._on_output, stream
             )
-            self._paused.append(resume)
-            self._paused = [timer for timer in self._paused if timer.when() > self._loop.time()]
 
     def _keep_output(self, stream: str, data: bytes) -> None:
         if self._log_left < 0:
@@ -227,6 +228,8 @@ class Session:
             rest = b""
         self._partial[stream] = bytearray(rest)
         for text in lines:
+            if self._log_left < 0:
+                return
             name: Any = stream
             self._keep(LogLine(_now_ms(), name, text.decode("utf-8", "replace")), len(text))
 
@@ -247,7 +250,7 @@ class Session:
     def _keep(self, line: LogLine, size: int) -> None:
         if self._log_left < 0:
             return
-        self._log_left -= size + 1
+        self._log_left -= size + wire.LINE_COST_BYTES
         if self._log_left < 0:
             line = LogLine(line.at_ms, line.stream, _TRUNCATED, line.level)
         self._logs.append(line)
@@ -255,7 +258,7 @@ class Session:
             self._on_log(line)
 
     def _stop_listening(self) -> None:
-        for timer in self._paused:
+        for timer in self._paused.values():
             timer.cancel()
         channel = self._child.channel.fileno()
         if not self._done.done() or self._done.cancelled():

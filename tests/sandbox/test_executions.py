@@ -263,6 +263,15 @@ def handle(input, ctx):
     assert reply.logs[-1].message == "… truncated"
 
 
+@pytest.mark.parametrize("write", ["os.write(1, b'\\n' * (1 << 20))", "print('\\n' * 20000)"])
+async def test_empty_lines_count_too(pool, package, write):
+    """A million lines of no bytes would cost the daemon more than a full log of text."""
+    call = Call(package(f"import os\ndef handle(i, c): {write}"), limits=Limits(log_bytes=100_000))
+    reply = await pool.run(call)
+    assert len(reply.logs) == 1001
+    assert reply.logs[-1].message == "… truncated"
+
+
 FORGED = [
     ("two results", "f(b'R', b'{\"outcome\":\"success\",\"output\":1}') * 2", "result"),
     ("half a frame", "b'\\0\\0\\1'", "crash"),
@@ -281,6 +290,8 @@ FORGED = [
     ("broken log", "f(b'L', b'[]')", "protocol"),
     ("log flood", "f(b'L', b'{\"stream\":\"log\",\"level\":\"info\",\"message\":\"%s\"}' "
      "% (b'x' * 30000)) * 100", "protocol"),
+    ("empty frames", "f(b'L', b'{\"stream\":\"stderr\",\"message\":\"%s\"}' % (b'x' * 200000))"
+     " + f(b'L', b'') * 20000", "protocol"),
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import signal
 
@@ -56,6 +57,20 @@ def test_what_is_not_json_is_refused(text):
 )
 def test_json_values_pass_both_ways(value):
     assert wire.decode(wire.encode(value)) == value
+
+
+@pytest.mark.parametrize("text", ["]", "[[", '"[', "\\", '\\"]{', "\\\\"])
+@pytest.mark.parametrize(("levels", "refused"), [(199, False), (200, True)])
+def test_depth_counts_brackets_outside_of_strings(text, levels, refused):
+    value = text
+    for level in range(levels):
+        value = {text: value} if level % 2 else [value, text]
+    payload = json.dumps([value, [text] * 300]).encode()
+    if refused:
+        with pytest.raises(wire.ProtocolError, match="nested"):
+            wire.decode(payload)
+    else:
+        assert wire.decode(payload)[0] == value
 
 
 _SIGKILL, _SIGSEGV = int(signal.SIGKILL), int(signal.SIGSEGV)

@@ -33,22 +33,27 @@ class Timers:
         self._earlier = asyncio.Event()
 
     def committed(self, hints: Committed) -> None:
-        due_at_ms = hints.due_at_ms
-        if due_at_ms is not None and (self._next_ms is None or due_at_ms < self._next_ms):
-            self._next_ms = due_at_ms
-            self._earlier.set()
+        self._expect(hints.due_at_ms)
 
     async def run(self) -> None:
         """Fire what is due, sleep, again."""
         while True:
+            # Forgotten before the look: it sees neither the writes behind it in its own batch nor
+            # the built-in steps that run before that batch's commit, so their hints must stay.
+            self._next_ms = None
             self._earlier.clear()
             try:
-                self._next_ms = await self._engine.fire_due()
+                self._expect(await self._engine.fire_due())
             except Unavailable as exc:
                 log.warning("cannot fire what is due: %s", exc)
                 await asyncio.sleep(RETRY_S)
                 continue
             await self._sleep()
+
+    def _expect(self, due_at_ms: int | None) -> None:
+        if due_at_ms is not None and (self._next_ms is None or due_at_ms < self._next_ms):
+            self._next_ms = due_at_ms
+            self._earlier.set()
 
     async def _sleep(self) -> None:
         """Until the next due time, however often an earlier one comes in."""

@@ -17,6 +17,9 @@ from sandbox.model import Ending, Reply
 
 __all__ = ["result_of"]
 
+# The last moment RFC 3339 can write: the end of the year 9999.
+_LATEST_MS = 253_402_300_799_999
+
 _ERRORS = {
     Ending.TIMEOUT: "TIMEOUT",
     Ending.MEMORY: "MEMORY_LIMIT",
@@ -88,7 +91,9 @@ def _wait(wait: Mapping[str, Any], now_ms: int) -> Wait:
             raise ValueError("durationMs is out of range")
         wake_at_ms = now_ms + int(duration_ms)
     elif wait.get("until") is not None:
-        wake_at_ms = _moment(wait["until"])
+        wake_at_ms = max(0, _moment(wait["until"]))  # before 1970 is as over as 1970
+        if wake_at_ms > _LATEST_MS:
+            raise ValueError("`until` is after the year 9999")
     reason = None if wait.get("reason") is None else _text(wait["reason"], 1000)
     if wait.get("event") is not None:
         event = _text(wait["event"], 200)

@@ -292,6 +292,8 @@ def _refusal(exc: sqlite3.Error, conn: sqlite3.Connection) -> Exception:
         return Unavailable(
             f"cannot write to the database: {exc} ({code})", code="DISK_FULL" if full else None
         )
+    if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return Unavailable("cannot write: another program keeps the database locked; end it")
     return exc
 
 

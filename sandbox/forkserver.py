@@ -18,17 +18,16 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox.model import Limits
+from sandbox.model import Limits, PoolSettings
 from sandbox.wire import MESSAGE_MAX_BYTES, SPAWN, TAKE
 
 __all__ = ["PYTHON_DEFAULT", "Child", "Ended", "ForkServer", "ServerFailed"]
 
-# A spawn takes 3 ms and a take 0.1 ms; on a machine this far behind nothing else works either.
-_PATIENCE_S = 10.0
 # A fork beside a short execution on two cores doubles its time; who waits is served at once.
 _REFILL_AFTER_S = 0.005
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.05, 5.0
@@ -67,7 +66,13 @@ class Ended:
 class Child:
     """One confined process that waits for a call, or runs it. Close it when done with it."""
 
-    def __init__(self, number: int, fds: list[int], ended: asyncio.Future[Ended]) -> None:
+    def __init__(
+        self,
+        number: int,
+        fds: list[int],
+        ended: asyncio.Future[Ended],
+        on_closed: Callable[[Child], None],
+    ) -> None:
         self.number = number
         self.channel = socket.socket(fileno=fds[0])
         self.channel.setblocking(False)
@@ -75,6 +80,7 @@ class Child:
         os.set_blocking(self.stdout, False)
         os.set_blocking(self.stderr, False)
         self.ended = ended
+        self._on_closed = on_closed
         self.host_pid = _pid_of(self._pidfd)
 
     def kill(self) -> None:
@@ -93,15 +99,19 @@ class Child:
             for fd in (self.stdout, self.stderr, self._pidfd):
                 os.close(fd)
             self._pidfd = -1
+            self._on_closed(self)
 
 
 class ForkServer:
     """One fork server and its waiting children."""
 
-    def __init__(self, python: str, start: dict[str, Any], spares: int, cpus: list[int]) -> None:
+    def __init__(
+        self, python: str, start: dict[str, Any], settings: PoolSettings, cpus: list[int]
+    ) -> None:
         self._python = python
         self._start = start
-        self._spares = spares
+        self._spares = settings.spares
+        self._patience_s = settings.patience_ms / 1000
         self._cpus = cpus
         self._loop = asyncio.get_running_loop()
         self._process: subprocess.Popen[bytes] | None = None
@@ -164,11 +174,15 @@ class ForkServer:
             self._waiting.append(future)
             try:
                 self._fill()
-                async with asyncio.timeout(_PATIENCE_S):
-                    child = await future
-            except TimeoutError:
-                self._stop_process()  # hung: its end is heard as an ordinary death
-                raise ServerFailed("", f"no process within {_PATIENCE_S:.0f} s") from None
+                await asyncio.wait([future], timeout=self._patience_s)
+                if future.cancel():
+                    self._stop_process()  # hung: its end is heard as an ordinary death
+                    raise ServerFailed("", f"no process within {self._patience_s:g} s")
+                child = future.result()
+            except asyncio.CancelledError:
+                if not future.cancel() and future.exception() is None:
+                    self._ready.append(future.result())  # it came in the same turn of the loop
+                raise
             finally:
                 if future in self._waiting:
                     self._waiting.remove(future)
@@ -191,11 +205,11 @@ class ForkServer:
         future = self._takes[child.number] = self._loop.create_future()
         try:
             self._send(message + os.fsencode(package) + b"\0")
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(self._patience_s):
                 await future
         except TimeoutError:
             self._stop_process()
-            raise ServerFailed("", f"no answer within {_PATIENCE_S:.0f} s") from None
+            raise ServerFailed("", f"no answer within {self._patience_s:g} s") from None
         finally:
             self._takes.pop(child.number, None)
 
@@ -274,7 +288,7 @@ class ForkServer:
         self._failures = 0
         self._failed = None
         ended = self._alive[number] = self._loop.create_future()
-        child = Child(number, fds, ended)
+        child = Child(number, fds, ended, self._expect_end)
         while self._waiting:
             future = self._waiting.popleft()
             if not future.done():
@@ -354,6 +368,12 @@ class ForkServer:
             pause = min(_PAUSE_FIRST_S * 2**self._failures, _PAUSE_MAX_S)
             self._failures += 1
             self._relaunch = self._loop.call_later(pause, self.launch)
+
+    def _expect_end(self, child: Child) -> None:
+        """Its end must be reported soon: a hung server would keep the slot for ever."""
+        if not child.ended.done():
+            timer = self._loop.call_later(self._patience_s, self._stop_process)
+            child.ended.add_done_callback(lambda _ended: timer.cancel())
 
     def _stop_process(self) -> None:
         if self._process is not None:

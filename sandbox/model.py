@@ -223,6 +223,8 @@ class PoolSettings:
 
     slots: int = 4
     spares: int = 2
+    # A spawn takes 3 ms and a take 0.1 ms; on a machine this far behind nothing else works either.
+    patience_ms: int = 10_000
     python: str | None = None
     required_layers: frozenset[str] = DEFAULT_REQUIRED
     without: frozenset[str] = frozenset()
@@ -232,6 +234,7 @@ class PoolSettings:
     def __post_init__(self) -> None:
         _within("slots", self.slots, 1, 256)
         _within("spares", self.spares, 0, 64)
+        _within("patience_ms", self.patience_ms, 1, 600_000)
         _within("host_uid", self.host_uid, 1, 2**31)
         _known_layers(self.required_layers | self.without)
         if both := sorted(self.required_layers & self.without):

@@ -31,7 +31,7 @@ from sandbox.session import Session
 
 __all__ = ["Pool"]
 
-_TRIES = 3  # a spare may have died while it waited; nothing has run then
+_TRIES = 3  # beside the spares, each of which may have died while it waited; nothing has run then
 _NOT_BUILT = {
     "cgroup": "not built yet: memory is bounded by rlimits and the watchdog",
     "network": "not built yet: handlers have no network",
@@ -103,7 +103,7 @@ class Pool:
         count = min(self.settings.slots, len(cpus))
         for number in range(count):
             turn = cpus[number:] + cpus[:number]
-            self._servers.append(ForkServer(python, start, self.settings.spares, turn))
+            self._servers.append(ForkServer(python, start, self.settings, turn))
         for server in self._servers:
             server.launch()
         self._layers = await self._try_layers(wanted, problems)
@@ -171,7 +171,7 @@ class Pool:
     async def _child_with_package(self, call: Call) -> Child:
         """A child that has its package and its limits; raises ServerFailed."""
         failure = ServerFailed("", "the pool is closed")
-        for _ in range(_TRIES):
+        for _ in range(self.settings.spares + _TRIES):
             if not self._servers:
                 raise failure
             server = min(self._servers, key=lambda server: server.running)
@@ -253,6 +253,7 @@ class Pool:
                 reply = await Session(child, trial, self._request(trial), None).run()
             finally:
                 self._discard(child)
+            await child.ended  # nothing of the trial is left
             if reply.result is not None and reply.result["outcome"] == "success":
                 found.update(reply.result["output"])
             else:

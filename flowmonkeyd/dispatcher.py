@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from flowmonkeyd.engine import Engine
@@ -101,7 +102,10 @@ class Dispatcher:
             task.cancel()
         if left:
             await asyncio.wait(left.values())
-        for key, lease_id in left:
+        await self._put_back(left)
+
+    async def _put_back(self, leases: Iterable[tuple[int, int]]) -> None:
+        for key, lease_id in leases:
             try:
                 await self._engine.release(key, lease_id)
             except LeaseLost:
@@ -128,9 +132,11 @@ class Dispatcher:
     async def _lane(self, lane: Lane, executor: Executor) -> None:
         wake, busy = self._wake[lane.value], 0
 
-        def ended(_: asyncio.Task[None]) -> None:
+        # Not at the end of `_one`: a task cancelled before its first step never gets there.
+        def ended(lease: tuple[int, int], _: asyncio.Task[None]) -> None:
             nonlocal busy
             busy -= 1
+            self._running.pop(lease, None)
             wake.set()
 
         async with asyncio.TaskGroup() as tasks:
@@ -139,17 +145,25 @@ class Dispatcher:
                 wake.clear()
                 while not self._draining and (free := executor.slots - busy) > 0:
                     try:
-                        claimed = await self._engine.claim(lane, free, self._worker)
+                        claimed = await self._claim(lane, free)
                     except Unavailable as exc:
                         await self._pause(exc)
                         continue
                     for task in claimed:
+                        lease = (task.key, task.lease_id)
                         running = tasks.create_task(self._one(task, executor), name=task.id)
-                        self._running[task.key, task.lease_id] = running
+                        self._running[lease] = running
                         busy += 1
-                        running.add_done_callback(ended)
+                        running.add_done_callback(partial(ended, lease))
                     if len(claimed) < free:
                         break
+
+    async def _claim(self, lane: Lane, free: int) -> list[Task]:
+        claimed = await self._engine.claim(lane, free, self._worker)
+        if self._draining:  # since the claim was asked for: nothing is started any more
+            await self._put_back((task.key, task.lease_id) for task in claimed)
+            return []
+        return claimed
 
     async def _one(self, task: Task, executor: Executor) -> None:
         async def on_logs(lines: Sequence[Log]) -> None:
@@ -159,15 +173,12 @@ class Dispatcher:
                 log.warning("cannot keep log lines: %s", exc, extra={"task": task.id})
 
         try:
-            try:
-                finished = await executor.run(task, on_logs)
-            except Exception:
-                log.exception("the executor failed", extra={"task": task.id})
-                error = StepError("INTERNAL", "the executor failed; the daemon's log says why")
-                finished = Finished(TaskResult(Outcome.ERROR, error=error))
-            await self._hand_over(task, finished)
-        finally:
-            self._running.pop((task.key, task.lease_id), None)
+            finished = await executor.run(task, on_logs)
+        except Exception:
+            log.exception("the executor failed", extra={"task": task.id})
+            error = StepError("INTERNAL", "the executor failed; the daemon's log says why")
+            finished = Finished(TaskResult(Outcome.ERROR, error=error))
+        await self._hand_over(task, finished)
 
     async def _hand_over(self, task: Task, finished: Finished) -> None:
         while True:

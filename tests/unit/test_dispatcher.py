@@ -1,0 +1,164 @@
+"""The dispatcher over a real engine: what is claimed runs or goes back, and nothing is kept."""
+
+import asyncio
+
+import pytest
+
+from flowmonkeyd.clock import RandomIds, SystemClock
+from flowmonkeyd.dispatcher import Dispatcher, Finished
+from flowmonkeyd.engine import Engine
+from flowmonkeyd.model import Lane, NewExecution, Outcome, TaskResult
+from flowmonkeyd.store import Committed, Store, tasks
+from tests.flows import doc, step
+
+PATIENCE_S = 15
+
+
+class Held:
+    """An executor in this process: tasks run until `go` is set, and it counts what it is given."""
+
+    slots = 2
+
+    def __init__(self, changed):
+        self.started, self.killed = [], []
+        self.go, self.changed = asyncio.Event(), changed
+
+    async def run(self, task, on_logs):
+        self.started.append(task.id)
+        self.changed.set()
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.killed.append(task.id)
+            raise
+        return Finished(TaskResult(Outcome.SUCCESS, output=1))
+
+
+class SlowAnswers(Engine):
+    """The engine, where something may happen between a claim's commit and its answer."""
+
+    async def claim(self, *args, **kwargs):
+        claimed = await super().claim(*args, **kwargs)
+        if claimed:
+            await self.meanwhile(claimed)
+        return claimed
+
+    async def meanwhile(self, claimed):
+        """Nothing, unless a test says otherwise."""
+
+
+class Running:
+    def __init__(self, path):
+        self.store = Store(path, SystemClock())
+        self.engine = SlowAnswers(self.store, RandomIds(), local_types=frozenset({"held"}))
+        self.changed = asyncio.Event()
+        self.executor = Held(self.changed)
+        self.dispatcher = Dispatcher(self.engine, {Lane.SANDBOX: self.executor}, "test")
+        self.store.on_commit = self.committed
+        self.store.before_commit = self.engine.run_ready
+
+    def committed(self, hints):
+        self.dispatcher.committed(hints)
+        self.changed.set()
+
+    async def __aenter__(self):
+        await self.store.open()
+        self.group = asyncio.TaskGroup()
+        await self.group.__aenter__()
+        self.group.create_task(self.store.run())
+        await self.engine.recover()
+        self.loop = self.group.create_task(self.dispatcher.run())
+        await self.engine.apply_flow(doc(step("a", "held")))
+        return self
+
+    async def __aexit__(self, *exc):
+        self.loop.cancel()
+        await asyncio.wait([self.loop])
+        await self.store.close()
+        await self.group.__aexit__(None, None, None)
+
+    async def submit(self):
+        return (await self.engine.submit(NewExecution("f"))).record.key
+
+    async def until(self, holds):
+        """Looks after each commit and each start of a task."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not holds():
+                self.changed.clear()
+                await self.changed.wait()
+
+    async def state(self, key):
+        row = await self.store.write(lambda tx: tasks.get(tx, key))
+        return row and row.state
+
+
+@pytest.fixture
+async def running(tmp_path):
+    async with Running(tmp_path / "fm.db") as running:
+        yield running
+
+
+async def test_a_task_claimed_while_the_drain_begins_goes_back_unstarted(running):
+    async def drain(claimed):
+        await running.dispatcher.drain(grace_s=PATIENCE_S)
+
+    running.engine.meanwhile = drain
+    key = await running.submit()
+    await asyncio.wait_for(running.loop, PATIENCE_S)
+    assert running.executor.started == []
+    assert await running.state(key) == "queued"
+
+
+async def test_a_task_killed_before_its_first_moment_is_forgotten(running):
+    """Its place in the list of what runs was kept for ever."""
+
+    async def drop(claimed):
+        leases = {(task.key, task.lease_id) for task in claimed}
+        asyncio.get_running_loop().call_soon(
+            running.dispatcher.committed, Committed(dropped=leases)
+        )
+
+    running.engine.meanwhile = drop
+    await running.submit()
+    await running.until(lambda: running.engine.store.commits >= 3)
+    await running.dispatcher.drain(grace_s=0)
+    assert (running.executor.started, running.dispatcher.running) == ([], 0)
+
+
+async def test_a_cancelled_execution_kills_its_task_and_frees_the_slot(running):
+    ids = [(await running.engine.submit(NewExecution("f"))).record.execution.id for _ in range(3)]
+    await running.until(lambda: len(running.executor.started) == 2)
+    await running.engine.cancel(ids[0])
+    await running.until(lambda: len(running.executor.started) == 3)
+    assert len(running.executor.killed) == 1
+
+
+async def test_a_task_whose_lease_is_over_is_killed_and_runs_again(running):
+    key = await running.submit()
+    await running.until(lambda: running.executor.started)
+
+    def expire(tx):
+        tx.execute("UPDATE tasks SET due_at_ms = 0 WHERE execution = ?", (key,))
+
+    await running.store.write(expire)
+    await running.engine.fire_due()
+    await running.until(lambda: len(running.executor.started) == 2)
+    first, second = running.executor.started
+    assert (running.executor.killed, second) == ([first], first)
+
+
+async def test_a_drain_lets_a_task_end_within_its_grace(running):
+    key = await running.submit()
+    await running.until(lambda: running.executor.started)
+    running.executor.go.set()
+    await running.dispatcher.drain(grace_s=PATIENCE_S)
+    assert (running.executor.killed, await running.state(key)) == ([], None)
+
+
+async def test_a_drain_puts_back_what_does_not_end(running):
+    key = await running.submit()
+    await running.until(lambda: running.executor.started)
+    await running.dispatcher.drain(grace_s=0)
+    assert running.executor.killed == running.executor.started
+    assert await running.state(key) == "queued"
+    assert running.dispatcher.running == 0

@@ -156,15 +156,10 @@ class Work:
 
     def run_ready(self, tx: Tx) -> None:
         """As `Store.before_commit`: built-in steps that became ready in a transaction run in it,
-        so that a flow of built-in steps costs one commit and not one for each."""
-        if Lane.BUILTIN.value in tx.hints.ready:
-            tx.execute("SAVEPOINT builtins")
-            try:
-                if not self._run_builtins(tx):
-                    tx.hints.ready.discard(Lane.BUILTIN.value)
-            except Exception:  # a bug: the dispatcher's own pass will meet it, and say so
-                tx.execute("ROLLBACK TO builtins")
-            tx.execute("RELEASE builtins")
+        so that a flow of built-in steps costs one commit and not one for each. A bug that raises
+        here is met again, and reported, by the dispatcher's own pass."""
+        if Lane.BUILTIN.value in tx.hints.ready and not self._run_builtins(tx):
+            tx.hints.ready.discard(Lane.BUILTIN.value)
 
     def _run_builtins(self, tx: Tx) -> bool:
         until = time.monotonic() + BUILTIN_PASS_MS / 1000

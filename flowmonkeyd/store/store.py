@@ -93,7 +93,8 @@ class Store:
         self.path = path
         self.on_commit = on_commit
         # Runs in each batch's transaction before its commit: what became ready there and is the
-        # engine's own to do need not wait for a commit of its own.
+        # engine's own to do need not wait for a commit of its own. It sees the batch's hints and
+        # may change them; if it raises, all it did is undone and the batch goes on without it.
         self.before_commit: Callable[[Tx], None] | None = None
         self.boot = 0
         # Why the last batch could not be committed; None when it was.
@@ -240,13 +241,18 @@ def _commit(
     try:
         conn.execute("BEGIN IMMEDIATE")
         for write in batch:
-            done.results.append(_run_one(conn, write.fn, now_ms, boot, done.hints))
+            tx = Tx(conn, now_ms, boot)
+            result = _run_one(conn, write.fn, tx)
+            done.results.append(result)
+            if not isinstance(result, _Raised):
+                done.hints.merge(tx.hints)
             if time.monotonic() >= until:
                 break
         if before_commit is not None and done.hints.ready:
             tx = Tx(conn, now_ms, boot)
-            tx.hints = done.hints
-            before_commit(tx)
+            tx.hints.merge(done.hints)
+            if not isinstance(_run_one(conn, before_commit, tx), _Raised):
+                done.hints = tx.hints
         conn.execute("COMMIT")
     except sqlite3.Error as exc:
         if conn.in_transaction:
@@ -256,14 +262,7 @@ def _commit(
     return done
 
 
-def _run_one(
-    conn: sqlite3.Connection,
-    fn: Callable[[Tx], Any],
-    now_ms: int,
-    boot: int,
-    hints: Committed,
-) -> Any:
-    tx = Tx(conn, now_ms, boot)
+def _run_one(conn: sqlite3.Connection, fn: Callable[[Tx], Any], tx: Tx) -> Any:
     conn.execute("SAVEPOINT write")
     try:
         result = fn(tx)
@@ -275,8 +274,6 @@ def _run_one(
     except Exception as exc:
         conn.execute("ROLLBACK TO write")
         result = _Raised(exc)
-    else:
-        hints.merge(tx.hints)
     conn.execute("RELEASE write")
     return result
 

@@ -23,6 +23,7 @@ async def store(tmp_path):
 def put(name, value=1):
     def change(tx):
         tx.execute("INSERT INTO meta (name, value) VALUES (?, ?)", (name, value))
+        tx.hints.ready.add("sandbox")
         return value
 
     return change
@@ -39,3 +40,38 @@ async def test_a_database_locked_by_another_program_refuses_for_now(store):
         assert await store.write(put("later")) == 1
     finally:
         other.close()
+
+
+async def test_a_disk_that_fills_up_just_before_the_commit_refuses_the_batch(store):
+    """SQLite has rolled back everything by then: "no such savepoint" hid why, and who asked (the
+    dispatcher, the timers) took it for a bug of ours."""
+
+    def fill(tx):
+        (pages,) = tx.execute("PRAGMA page_count").fetchone()
+        tx.execute(f"PRAGMA max_page_count = {pages}").fetchone()
+        big = "INSERT INTO flows (id, version, digest, document, step_count, applied_at_ms)"
+        tx.execute(f"{big} VALUES ('f', '1.0.0', 'd', ?, 1, 1)", ("x" * 3_000_000,))
+
+    store.before_commit = fill
+    with pytest.raises(Unavailable) as refused:
+        await store.write(put("a"))
+    assert refused.value.code == "DISK_FULL"
+    store.before_commit = None
+    await store.write(lambda tx: tx.execute("PRAGMA max_page_count = 100000").fetchone())
+    assert await store.write(put("a")) == 1
+
+
+async def test_a_bug_just_before_the_commit_undoes_only_itself(store):
+    told = []
+    store.on_commit = told.append
+
+    def fail(tx):
+        put("theirs", 1)(tx)
+        tx.hints.ready.clear()
+        raise ZeroDivisionError
+
+    store.before_commit = fail
+    assert await store.write(put("ours")) == 1
+    assert [hints.ready for hints in told] == [{"sandbox"}]
+    rows = await store.read(lambda conn: conn.execute("SELECT name FROM meta").fetchall())
+    assert sorted(rows) == [("boot",), ("ours",)]

@@ -111,16 +111,19 @@ async def test_a_task_claimed_while_the_drain_begins_goes_back_unstarted(running
 
 async def test_a_task_killed_before_its_first_moment_is_forgotten(running):
     """Its place in the list of what runs was kept for ever."""
+    killed = asyncio.Event()
+
+    def kill(leases):
+        running.dispatcher.committed(Committed(dropped=leases))
+        killed.set()
 
     async def drop(claimed):
         leases = {(task.key, task.lease_id) for task in claimed}
-        asyncio.get_running_loop().call_soon(
-            running.dispatcher.committed, Committed(dropped=leases)
-        )
+        asyncio.get_running_loop().call_soon(kill, leases)
 
     running.engine.meanwhile = drop
     await running.submit()
-    await running.until(lambda: running.engine.store.commits >= 3)
+    await asyncio.wait_for(killed.wait(), PATIENCE_S)
     await running.dispatcher.drain(grace_s=0)
     assert (running.executor.started, running.dispatcher.running) == ([], 0)
 

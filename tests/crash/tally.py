@@ -149,7 +149,7 @@ def check_execution(client: Client, execution: dict[str, Any]) -> Counter[str]:
     assert visits == _VISITS[flow], where
     # Each handler left its task's id in the context: applied once, by the attempt in the history.
     applied = [
-        [entry["stepId"], f"{execution['id']}.{entry['seq']}"]
+        [entry["stepId"], f"{execution['id']}.{entry['seq']}.{entry['stepId']}"]
         for entry in history
         if entry["outcome"] == "success" and entry["stepId"] not in _OF_THE_ENGINE
     ]

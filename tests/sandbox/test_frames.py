@@ -86,7 +86,7 @@ _LIMITS = {"cpu_limit_ms": 1000, "memory_limit_bytes": 100, "wall_limit_ms": 50}
         (Ending.PROTOCOL, Facts(cause=Ending.PROTOCOL, wait_status=_SIGKILL, cpu_ms=2000)),
         (Ending.CPU, Facts(wait_status=_SIGKILL, cpu_ms=1000)),
         (Ending.CPU, Facts(wait_status=int(signal.SIGXCPU), cpu_ms=1000)),
-        (Ending.CRASH, Facts(wait_status=_SIGKILL, cpu_ms=900)),
+        (Ending.CRASH, Facts(wait_status=_SIGKILL, cpu_ms=800)),
         (Ending.CRASH, Facts(wait_status=0)),
         (Ending.CRASH, Facts(wait_status=7 << 8)),
         (Ending.CRASH, Facts(wait_status=_SIGSEGV, peak_memory_bytes=89)),

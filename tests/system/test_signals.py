@@ -75,7 +75,7 @@ def check_ended_well(daemon: Daemon, execution_id: str, starts: int) -> None:
         shown = client.must("GET", f"/v1/executions/{execution_id}?waitMs=30000")
         assert shown["status"] == "completed", shown
         assert shown["context"]["one"] == f"{execution_id}.1.one"
-        assert shown["context"]["two"] == f"{execution_id}.2"
+        assert shown["context"]["two"] == f"{execution_id}.2.two"
         history = client.pages(f"/v1/executions/{execution_id}/history")
         assert [(one["stepId"], one["outcome"]) for one in history] == [
             ("one", "success"),

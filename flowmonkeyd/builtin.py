@@ -29,6 +29,9 @@ TYPES = frozenset({"delay", "conditional", "switch", "sub-flow", "wait-event"})
 
 # One sub-flow step starts all its children in one transaction; more would hold the writer up.
 CHILDREN_MAX = 1000
+# Each child's error may have details as large as a handler's result: a hundred of them, and again
+# at each level above, would fill the memory. The first that fit are kept.
+_DETAILS_MAX_BYTES = 1024 * 1024
 
 
 def run(step: Step, values: Mapping[str, Any], given: Any, now_ms: int) -> TaskResult:
@@ -83,7 +86,8 @@ def child_result(
     if failed:
         what = f"{len(failed)} of {len(children)} child executions" if fan_out else "the child"
         message = f"{what} did not complete"
-        details = {"children": failed[:100]} if fan_out else failed[0]
+        failed = _bounded(failed[:100])
+        details = {"children": failed} if fan_out else failed[0]
         return TaskResult(
             Outcome.FAILURE, error=StepError("CHILD_FAILED", message, details=details)
         )
@@ -91,6 +95,20 @@ def child_result(
         message = "the contexts of the children are too large together for one context value"
         return _no("CONTEXT_VALUE_TOO_LARGE", message)
     return TaskResult(Outcome.SUCCESS, output=shown if fan_out else shown[0])
+
+
+def _bounded(failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Failed children whose errors lack the details that are too large together."""
+    shown, left = [], _DETAILS_MAX_BYTES
+    for child in failed:
+        error = child["error"] or {}
+        size = jsontext.size_bytes(error.get("details"))
+        if size > left:
+            child = {**child, "error": {**error, "details": None}}
+        else:
+            left -= size
+        shown.append(child)
+    return shown
 
 
 def _delay(config: Mapping[str, Any], now_ms: int) -> TaskResult:

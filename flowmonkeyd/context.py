@@ -74,7 +74,9 @@ class Context:
                 size = len(text.encode())
                 total += size + _key_bytes(key)
             except ValueError as exc:
-                return StepError("INVALID_RESULT", f"context key {key!r}: {exc}", retryable=False)
+                return StepError(
+                    "INVALID_RESULT", f"context key {key!r:.200}: {exc}", retryable=False
+                )
             problem = _over(key, value, size, limits)
             if problem is not None:
                 return problem
@@ -126,10 +128,15 @@ def _key_bytes(key: str) -> int:
 def _over(key: str, value: Any, size: int, limits: Limits) -> StepError | None:
     if size > limits.value_bytes_max:
         return _limit(
-            "CONTEXT_VALUE_TOO_LARGE", f"bytes in context key {key!r}", limits.value_bytes_max, size
+            "CONTEXT_VALUE_TOO_LARGE",
+            f"bytes in context key {key!r:.200}",
+            limits.value_bytes_max,
+            size,
         )
     if isinstance(value, dict | list | tuple) and (levels := depth(value)) > limits.depth_max:
-        return _limit("CONTEXT_NESTING", f"levels in context key {key!r}", limits.depth_max, levels)
+        return _limit(
+            "CONTEXT_NESTING", f"levels in context key {key!r:.200}", limits.depth_max, levels
+        )
     return None
 
 

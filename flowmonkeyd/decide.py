@@ -428,7 +428,7 @@ def _go(
         return
     step = flow.steps.get(target) if isinstance(target, str) else None
     if step is None:
-        message = f"cannot go from step {here!r} to {target!r}: the flow has no such step"
+        message = f"cannot go from step {here!r} to {target!r:.200}: the flow has no such step"
         error = StepError("INVALID_TRANSITION", message, retryable=False)
         _end_failed(decision, context, error, now_ms, limits)
         return

@@ -32,3 +32,40 @@ async def test_a_wait_has_a_moment_that_can_be_kept_and_shown(until, status, wak
         assert (run.status, run.wake_at_ms) == (status, wake_at_ms)
         assert (run.error or {}).get("code") == code
         execution_json(await fm.engine.get(made.id))
+
+
+async def test_the_errors_of_many_children_do_not_add_up_in_their_parent():
+    """A hundred errors of a megabyte each made one error of a hundred, twice in the database."""
+
+    def no(given, ctx):
+        return ctx.failure("NO", "no", retryable=False, details="x" * 400_000)
+
+    async with FlowHarness(handlers={"no": no}) as fm:
+        nothing = {"type": "static", "value": {}}
+        config = {"flowId": "child", "forEach": "items"}
+        fm.apply(doc(step("a", "no"), id="child"))
+        fm.apply(doc(step("a", "sub-flow", config=config, input=nothing)))
+        made = await fm.create("f", {"items": list(range(5))})
+        run = await fm.run(made.id)
+        children = run.error["details"]["children"]
+        assert run.error["code"] == "CHILD_FAILED"
+        assert [child["error"]["code"] for child in children] == ["NO"] * 5
+        assert [len(child["error"]["details"] or "") for child in children] == (
+            [400_000, 400_000, 0, 0, 0]
+        )
+
+
+@pytest.mark.parametrize(
+    ("handler", "code"),
+    [
+        (lambda given, ctx: ctx.success(1, next="x" * 500_000), "INVALID_TRANSITION"),
+        (lambda given, ctx: ctx.update("x" * 500_000, "y" * 1_100_000), "CONTEXT_VALUE_TOO_LARGE"),
+    ],
+)
+async def test_an_error_does_not_repeat_what_a_handler_wrote_at_length(handler, code):
+    async with FlowHarness(handlers={"h": handler}) as fm:
+        fm.apply(doc(step("a", "h")))
+        made = await fm.create("f")
+        run = await fm.run(made.id)
+        assert run.error["code"] == code
+        assert len(run.error["message"]) < 400

@@ -87,6 +87,10 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _prctl = _libc.prctl
 _prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+_quick_prctl = ctypes.PyDLL(None).prctl  # for a call made 41 times a child: errno is not kept
+_quick_prctl.argtypes = _prctl.argtypes
+_CAPSET_HEADER = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+_CAPSET_NOTHING = (ctypes.c_uint32 * 6)()
 _mount = _libc.mount
 _mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
 
@@ -180,13 +184,12 @@ def drop_capabilities() -> None:
     """Empty the bounding, ambient, effective, permitted and inheritable sets (capabilities(7))."""
     number = 0
     # EINVAL past the last capability that the kernel knows; 0 to 40 in Linux 6.x.
-    while _prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) == 0:
+    while _quick_prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) == 0:
         number += 1
     if number == 0:
         _call("PR_CAPBSET_DROP", -1)
     _call("PR_CAP_AMBIENT", _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    _call("capset", _libc.capset(header, (ctypes.c_uint32 * 6)()))
+    _call("capset", _libc.capset(_CAPSET_HEADER, _CAPSET_NOTHING))
 
 
 def seccomp(program: bytes) -> None:

@@ -66,6 +66,7 @@ def main(control_fd: int) -> None:
     start = json.loads(message)
     if os.getppid() != start["parent"]:
         os._exit(0)  # the parent died before the death signal was set
+    _be_first_to_go()
     for name in _PRELOAD:
         importlib.import_module(name)
     os.environ.clear()
@@ -86,6 +87,15 @@ def main(control_fd: int) -> None:
     gc.freeze()
     gc.disable()
     _Server(control, plan, host_view, own_view).serve()
+
+
+def _be_first_to_go() -> None:
+    """If the host runs out of memory, the kernel takes a handler, not the daemon (proc(5))."""
+    try:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write("1000")
+    except OSError:
+        pass  # a host without /proc has lost layers already
 
 
 def _confine_server(plan: confine.Plan, control: _socket.socket) -> tuple[int, int]:

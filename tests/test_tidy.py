@@ -106,8 +106,6 @@ EXCEPTIONS = {
     ("sandbox/trial/attempts.py", "__all__"): "a handler package: the runner finds its entry",
     ("tests/api/flowctl_server.py", "threading.Thread"): "flowctl is synchronous, so is its peer",
     ("tests/api/test_flowctl_client.py", "threading.Thread"): "the client is synchronous",
-    ("tests/sandbox/test_pool.py", "asyncio.ensure_future"): "cancelled from outside, as a "
-    "caller that goes away does",
 }
 # Modules nobody imports because somebody else starts them; a name in a string counts as well.
 STARTED = {

@@ -54,6 +54,7 @@ async def test_attack_is_a_real_one(open_pool, tmp_path, attack):
     assert outcome["succeeded"] is True, outcome
 
 
+@pytest.mark.slow
 @_root_only
 async def test_attacks_get_nothing_from_an_ordinary_user(tmp_path):
     """The whole battery once more, by a pool that an unprivileged account started."""

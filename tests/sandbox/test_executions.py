@@ -98,6 +98,7 @@ async def test_context_may_be_json_text_of_any_size(pool, package):
     assert reply.result["output"] == 12 * _MIB
 
 
+@pytest.mark.slow
 async def test_large_input_and_output_pass(pool, package):
     call = Call(package("def handle(i, c): return i"), input="y" * 4 * _MIB)
     reply = await pool.run(call)
@@ -230,7 +231,11 @@ LIMITS = [
 
 
 @pytest.mark.parametrize(
-    ("code", "limits", "ending", "says"), [x[1:] for x in LIMITS], ids=[x[0] for x in LIMITS]
+    ("code", "limits", "ending", "says"),
+    [
+        pytest.param(*x[1:], id=x[0], marks=pytest.mark.slow if x[0] == "cpu" else ())
+        for x in LIMITS
+    ],
 )
 async def test_each_limit_has_its_ending(pool, package, code, limits, ending, says):
     """`ending` None: an exception in the handler, with these words."""
@@ -248,6 +253,7 @@ async def test_caught_memory_error_is_the_handlers_own_business(pool, package):
     assert reply.result["output"] == "small"
 
 
+@pytest.mark.slow
 async def test_log_flood_is_cut_and_marked_and_harms_nobody(pool, package):
     code = """
 import os
@@ -263,6 +269,7 @@ def handle(input, ctx):
     assert reply.logs[-1].message == "… truncated"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", ["os.write(1, b'\\n' * (1 << 20))", "print('\\n' * 20000)"])
 async def test_empty_lines_count_too(pool, package, write):
     """A million lines of no bytes would cost the daemon more than a full log of text."""
@@ -356,6 +363,7 @@ def handle(input, ctx):
     assert reply.result["output"][1] in ("No space left on device", "File too large")
 
 
+@pytest.mark.slow
 async def test_usage_is_what_the_kernel_counted(pool, package):
     code = """
 import time

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import sandbox
 
 _PROJECT = Path(sandbox.__file__).parent.parent
@@ -16,6 +18,7 @@ def _run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd=_PROJECT, timeout=30)
 
 
+@pytest.mark.slow
 def test_probe_prints_a_line_for_every_layer():
     done = _run("probe")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -138,9 +138,7 @@ class Store:
         """Close every connection; writes still queued are refused."""
         self._closed = True
         self._wake.set()
-        while self._queue:
-            refusal = _Raised(Unavailable("cannot write: the daemon is stopping"))
-            _answer(self._queue.popleft().future, refusal)
+        self._refuse_queued()
         for conn in (*self._readers, *filter(None, [self._writer])):
             await conn.close()
         self._readers, self._writer = [], None
@@ -195,6 +193,12 @@ class Store:
             self.on_commit(done.hints)
             for write, result in zip(batch, done.results, strict=False):
                 _answer(write.future, result)
+        self._refuse_queued()  # closed meanwhile, with no time left for the rest of the batch
+
+    def _refuse_queued(self) -> None:
+        refusal = _Raised(Unavailable("cannot write: the daemon is stopping"))
+        while self._queue:
+            _answer(self._queue.popleft().future, refusal)
 
 
 async def _on_thread(conn: aiosqlite.Connection, fn: Callable[[sqlite3.Connection], T]) -> T:

@@ -2,12 +2,15 @@
 
 import asyncio
 import sqlite3
+import threading
+import time
 
 import pytest
 
 from flowmonkeyd.clock import SystemClock
 from flowmonkeyd.errors import Unavailable
 from flowmonkeyd.store import Store
+from flowmonkeyd.store.store import BATCH_MS
 
 
 @pytest.fixture
@@ -75,3 +78,30 @@ async def test_a_bug_just_before_the_commit_undoes_only_itself(store):
     assert [hints.ready for hints in told] == [{"sandbox"}]
     rows = await store.read(lambda conn: conn.execute("SELECT name FROM meta").fetchall())
     assert sorted(rows) == [("boot",), ("ours",)]
+
+
+async def test_who_still_waits_when_the_store_closes_is_refused(store):
+    """Writes left over by the batch that ran while it closed had no answer, ever."""
+    begun, may_end = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def long(tx):
+        loop.call_soon_threadsafe(begun.set)
+        may_end.wait()
+        time.sleep(BATCH_MS / 1000)
+
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(store.write(long))
+        rest = [group.create_task(refused(store.write(put(f"n{n}")))) for n in range(3)]
+        await begun.wait()
+        closing = group.create_task(store.close())
+        await asyncio.sleep(0)
+        may_end.set()
+    assert (first.result(), closing.result()) == (None, None)
+    assert [str(one.result()) for one in rest] == ["cannot write: the daemon is stopping"] * 3
+
+
+async def refused(writing):
+    with pytest.raises(Unavailable) as refused:
+        await writing
+    return refused.value

@@ -338,8 +338,10 @@ class Engine(Work):
                     self._steps.due(tx, wait)
                 else:
                     break
-            executions.forget_expired_keys(tx)
+            more = executions.forget_expired_keys(tx)
             due = (tasks.next_due_ms(tx), waits.next_due_ms(tx), executions.next_deadline_ms(tx))
+            if more:
+                return tx.now_ms
             return min((at_ms for at_ms in due if at_ms is not None), default=None)
 
         return await self.store.write(change)

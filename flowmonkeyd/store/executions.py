@@ -359,12 +359,14 @@ def remember_key(
     )
 
 
-def forget_expired_keys(tx: Tx) -> None:
-    tx.execute(
+def forget_expired_keys(tx: Tx) -> bool:
+    """Sweep idempotency keys whose time is over; whether there may be more of them."""
+    cursor = tx.execute(
         "DELETE FROM idempotency WHERE (tenant, flow_id, name) IN (SELECT tenant, flow_id, name"
         " FROM idempotency WHERE expires_at_ms <= ? ORDER BY expires_at_ms LIMIT ?)",
         (tx.now_ms, SWEEP_MAX),
     )
+    return cursor.rowcount == SWEEP_MAX
 
 
 def _save_rows(tx: Tx, key: int, change: Change) -> None:

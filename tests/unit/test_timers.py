@@ -8,7 +8,8 @@ from flowmonkeyd.clock import RandomIds, SystemClock
 from flowmonkeyd.dispatcher import Dispatcher
 from flowmonkeyd.engine import Engine
 from flowmonkeyd.model import NewExecution
-from flowmonkeyd.store import Store
+from flowmonkeyd.store import Store, executions
+from flowmonkeyd.testing import FlowHarness
 from flowmonkeyd.timers import Timers
 from tests.flows import doc, step
 
@@ -82,3 +83,19 @@ async def test_delays_that_share_commits_with_looks_end_in_time(running):
         made = [group.create_task(running.engine.submit(NewExecution("f"))) for _ in range(40)]
     for one in made:
         await running.end(one.result().record.execution.id)
+
+
+async def test_expired_idempotency_keys_all_go():
+    """The looks of a quiet daemon are a minute apart: a sweep for each cannot keep up."""
+    async with FlowHarness() as fm:
+        await fm.engine.apply_flow(delays(1))
+        keyed = [
+            NewExecution("f", idempotency_key=f"k{n}", idempotency_window_ms=5)
+            for n in range(executions.SWEEP_MAX + 1)
+        ]
+        await fm.engine.submit_batch(keyed)
+        fm.advance(5)
+        assert await fm.engine.fire_due() == fm.clock.now_ms()
+        assert await fm.engine.fire_due() > fm.clock.now_ms()
+        count = "SELECT count(*) FROM idempotency"
+        assert await fm.store.read(lambda conn: conn.execute(count).fetchone()) == (0,)

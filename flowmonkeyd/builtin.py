@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flowmonkeyd import jsontext
+from flowmonkeyd.context import depth
 from flowmonkeyd.decide import same
 from flowmonkeyd.documents.selectors import get_path
 from flowmonkeyd.model import (
@@ -30,8 +31,10 @@ TYPES = frozenset({"delay", "conditional", "switch", "sub-flow", "wait-event"})
 # One sub-flow step starts all its children in one transaction; more would hold the writer up.
 CHILDREN_MAX = 1000
 # Each child's error may have details as large as a handler's result: a hundred of them, and again
-# at each level above, would fill the memory. The first that fit are kept.
+# at each level above, would fill the memory. The first that fit are kept. They are also wrapped
+# anew at each level, and what is nested beyond 200 could be written but never read again.
 _DETAILS_MAX_BYTES = 1024 * 1024
+_DETAILS_DEPTH_MAX = 100
 
 
 def run(step: Step, values: Mapping[str, Any], given: Any, now_ms: int) -> TaskResult:
@@ -98,12 +101,13 @@ def child_result(
 
 
 def _bounded(failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Failed children whose errors lack the details that are too large together."""
+    """Failed children whose errors lack the details that are too large together, or too deep."""
     shown, left = [], _DETAILS_MAX_BYTES
     for child in failed:
         error = child["error"] or {}
-        size = jsontext.size_bytes(error.get("details"))
-        if size > left:
+        details = error.get("details")
+        size = jsontext.size_bytes(details)
+        if size > left or depth(details) > _DETAILS_DEPTH_MAX:
             child = {**child, "error": {**error, "details": None}}
         else:
             left -= size

@@ -1,5 +1,7 @@
 """What handlers answer, however strange: a result, or the failure of their own step, no more."""
 
+import functools
+
 import pytest
 
 from flowmonkeyd.api.wire import execution_json
@@ -69,3 +71,21 @@ async def test_an_error_does_not_repeat_what_a_handler_wrote_at_length(handler, 
         run = await fm.run(made.id)
         assert run.error["code"] == code
         assert len(run.error["message"]) < 400
+
+
+@pytest.mark.parametrize("levels", [1, 2, 6, 14])
+async def test_details_that_are_nested_as_deep_as_they_may_be_can_be_read_at_every_level(levels):
+    """Each sub-flow wrapped them anew, until the row could be written and not be read."""
+    deepest = functools.reduce(lambda inner, _: [inner], range(196), 1)
+    handlers = {"no": lambda given, ctx: ctx.failure("NO", "no", False, deepest)}
+    async with FlowHarness(handlers=handlers) as fm:
+        fm.apply(doc(step("a", "no"), id="f0"))
+        for level in range(levels):
+            config = {"flowId": f"f{level}"}
+            fm.apply(doc(step("a", "sub-flow", config=config), id=f"f{level + 1}"))
+        made = await fm.create(f"f{levels}")
+        run = await fm.run(made.id)
+        assert run.error["code"] == "CHILD_FAILED"
+        assert len(await fm.history(made.id)) == 1
+        (child,) = await fm.children(made.id)
+        assert child.status == "failed"

@@ -41,7 +41,6 @@ PUBLISHED = {"type": "acme/resize", "version": "1.2.0", "created": True, "warnin
 
 
 def test_publish_sends_the_files_of_the_folder_and_no_leftovers(daemon, tmp_path):
-    pytest.importorskip("flowmonkeyd.documents.archive", reason="the packer is not here yet")
     folder = _handler(tmp_path)
     raw = daemon.on("PUT", "/v1/handlers", PUBLISHED, status=201)
     result = flowctl("handler", "publish", str(folder))
@@ -61,7 +60,6 @@ def test_publish_sends_the_files_of_the_folder_and_no_leftovers(daemon, tmp_path
 
 
 def test_publish_again_says_unchanged(daemon, tmp_path):
-    pytest.importorskip("flowmonkeyd.documents.archive", reason="the packer is not here yet")
     daemon.on("PUT", "/v1/handlers", {**PUBLISHED, "created": False})
     result = flowctl("handler", "publish", str(_handler(tmp_path)))
     assert result.out == "acme/resize@1.2.0: unchanged\n"

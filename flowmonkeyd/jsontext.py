@@ -16,15 +16,21 @@ __all__ = ["dumps", "loads", "size_bytes"]
 
 def loads(text: str | bytes | bytearray) -> Any:
     """Parse JSON. Raises ValueError with line and column on anything that is not JSON."""
-    return from_json(text, allow_inf_nan=False, cache_strings="keys")
+    value = from_json(text, allow_inf_nan=False, cache_strings="keys")
+    if _has_infinity(to_json(value)):  # it takes 1e400 for one
+        raise ValueError("a number is beyond the range of a double")
+    return value
 
 
 def dumps(value: Any) -> str:
     """Compact JSON text of a JSON value. Raises ValueError when the value has none."""
     try:
-        return to_json(value, inf_nan_mode="constants").decode()
+        text = to_json(value, inf_nan_mode="constants")
     except PydanticSerializationError as exc:
         raise ValueError(str(exc)) from exc
+    if _has_infinity(text):
+        raise ValueError("JSON has no text for infinity and NaN")
+    return text.decode()
 
 
 def size_bytes(value: Any) -> int:
@@ -33,3 +39,14 @@ def size_bytes(value: Any) -> int:
         return len(to_json(value))
     except PydanticSerializationError as exc:
         raise ValueError(str(exc)) from exc
+
+
+def _has_infinity(text: bytes) -> bool:
+    """Whether there are such constants outside of strings; hardly ever more than a search."""
+    if b"Infinity" not in text and b"NaN" not in text:
+        return False
+    try:
+        from_json(text, allow_inf_nan=False)
+    except ValueError:
+        return True
+    return False

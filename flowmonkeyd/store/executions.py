@@ -16,7 +16,6 @@ from flowmonkeyd.store.tasks import PRIORITIES
 __all__ = [
     "Page",
     "Record",
-    "all_keys",
     "children_from",
     "context_text",
     "counts",
@@ -291,12 +290,6 @@ def context_text(conn: sqlite3.Connection, key: int) -> bytes:
     if inline != "{}":
         members.append(inline[1:-1])
     return ("{" + ",".join(members) + "}").encode()
-
-
-def all_keys(source: Source) -> list[int]:
-    """Keys of executions that have not ended (for checks and tests; bounded)."""
-    rows = source.execute("SELECT key FROM executions WHERE deadline_ms IS NOT NULL LIMIT 100000")
-    return [key for (key,) in rows]
 
 
 def counts(conn: sqlite3.Connection) -> dict[str, int]:

@@ -108,7 +108,6 @@ async def every_verb(fm):
         lambda c: catalog.list_flows(c, 0, 10),
         lambda c: catalog.list_handlers(c, 0, 10),
         lambda c: catalog.flow_row(c, "f", "1.0.0"),
-        lambda c: executions.all_keys(c),
         catalog.digests,
         executions.counts,
         tasks.depth,

@@ -20,7 +20,7 @@ from flowmonkeyd.engine import Engine
 from flowmonkeyd.model import NO_VALUE, Outcome, StepError, Task, TaskResult
 from flowmonkeyd.packages import Packages
 from flowmonkeyd.replies import result_of
-from sandbox import Call, Ending, Limits, LogLine, Policy, Pool, Reply
+from sandbox import Call, Egress, Ending, Limits, LogLine, Policy, Pool, Reply
 
 __all__ = ["Stateless"]
 
@@ -117,7 +117,7 @@ class Stateless:
             tenant_id=task.tenant_id,
             task_id=task.id,
             limits=replace(self._limits, wall_ms=wall_ms, memory_bytes=manifest.memory_mib * MIB),
-            policy=Policy(filesystem=manifest.filesystem, network=manifest.network),
+            policy=Policy(manifest.filesystem, Egress() if manifest.network else None),
         )
 
 

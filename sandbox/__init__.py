@@ -13,6 +13,9 @@ from sandbox.model import (
     ALL_LAYERS,
     DEFAULT_REQUIRED,
     Call,
+    Contact,
+    Denial,
+    Egress,
     Ending,
     Layer,
     Limits,
@@ -21,6 +24,8 @@ from sandbox.model import (
     Policy,
     PoolSettings,
     Reply,
+    Reuse,
+    Traffic,
     Usage,
 )
 
@@ -31,6 +36,9 @@ __all__ = [
     "ALL_LAYERS",
     "DEFAULT_REQUIRED",
     "Call",
+    "Contact",
+    "Denial",
+    "Egress",
     "Ending",
     "Layer",
     "Limits",
@@ -40,6 +48,8 @@ __all__ = [
     "Pool",
     "PoolSettings",
     "Reply",
+    "Reuse",
+    "Traffic",
     "Usage",
 ]
 

@@ -1,7 +1,8 @@
 """What goes into the sandbox and what comes out: plain values, no behaviour.
 
-Owns the nouns of the package: `Call` (one execution of one handler), `Limits`, `Policy`, `Reply`,
-`Ending` (how it ended, a closed set), `LogLine`, `Usage`, `Layer` and `PoolSettings`.
+Owns the nouns of the package: `Call` (one execution of one handler), `Limits`, `Policy`, `Egress`,
+`Reuse`, `Reply`, `Ending` (how it ended, a closed set), `LogLine`, `Usage`, `Traffic`, `Layer` and
+`PoolSettings`.
 It promises that a value that could be built is within the hard limits (60 s, 1 GiB); it never
 touches a process, a file or the clock.
 """
@@ -20,6 +21,9 @@ __all__ = [
     "MIB",
     "WALL_MAX_MS",
     "Call",
+    "Contact",
+    "Denial",
+    "Egress",
     "Ending",
     "Layer",
     "Limits",
@@ -28,6 +32,8 @@ __all__ = [
     "Policy",
     "PoolSettings",
     "Reply",
+    "Reuse",
+    "Traffic",
     "Usage",
 ]
 
@@ -53,15 +59,17 @@ ALL_LAYERS: Mapping[str, str] = {
     "rlimits": "address space, CPU time, threads, descriptors and file size are bounded",
     "capabilities": "it has no privilege and can gain none",
     "no-new-privs": "executing a set-uid program would give nothing",
+    "landlock": "even a file that could be named could not be opened outside its own places",
     "seccomp": "only the system calls that a computation needs exist",
     "memory-watchdog": "resident memory beyond the limit ends it within 100 ms",
     "cgroup": "the kernel accounts and bounds memory, tasks and CPU of the execution as a group",
     "network": "a gateway to the internet that reaches nothing inside",
 }
 
-# What must hold unless the operator says otherwise. Control groups and the egress gateway are not
-# built yet: without them memory is bounded by rlimits and the watchdog, and network is refused.
-DEFAULT_REQUIRED: frozenset[str] = frozenset(ALL_LAYERS) - {"cgroup", "network"}
+# What must hold unless the operator says otherwise. Not every kernel and container gives the rest:
+# without control groups memory is bounded by rlimits and the watchdog, without Landlock files by
+# the private root, without the gateway handlers that ask for network are refused.
+DEFAULT_REQUIRED: frozenset[str] = frozenset(ALL_LAYERS) - {"cgroup", "landlock", "network"}
 
 
 class Ending(enum.StrEnum):
@@ -83,16 +91,19 @@ class Limits:
 
     `cpu_ms` None means the wall limit plus one second (the kernel counts CPU time in whole
     seconds, so a smaller limit than the wall is rounded up). `memory_bytes` counts what the
-    handler adds to the bare interpreter. `output_bytes` bounds the encoded result with its
-    events and updates; `log_bytes` the kept text of all streams together, each line counted with
-    100 bytes more than it has.
+    handler adds to the bare interpreter. `cpu_share` is a share of one core, kept where the host
+    gives control groups; below one core only there. `output_bytes` bounds the encoded result with
+    its events and updates; `log_bytes` the kept text of all streams together, each line counted
+    with 100 bytes more than it has; `log_rate` the kept lines a second (bursts of as many).
     """
 
     wall_ms: int = 30_000
     cpu_ms: int | None = None
+    cpu_share: float = 1.0
     memory_bytes: int = 512 * MIB
     output_bytes: int = 1 * MIB + 64 * 1024
     log_bytes: int = 1 * MIB
+    log_rate: int = 5_000
     temp_bytes: int = 64 * MIB
     open_files: int = 256
     threads: int = 64
@@ -104,9 +115,90 @@ class Limits:
         _within("memory_bytes", self.memory_bytes, 16 * MIB, MEMORY_MAX_BYTES)
         _within("output_bytes", self.output_bytes, 1024, 64 * MIB)
         _within("log_bytes", self.log_bytes, 0, 64 * MIB)
+        _within("log_rate", self.log_rate, 1, 1_000_000)
+        if not 0.01 <= self.cpu_share <= 1:
+            raise ValueError(f"cannot use cpu_share={self.cpu_share!r}: from 0.01 to 1")
         _within("temp_bytes", self.temp_bytes, 64 * 1024, 1024 * MIB)
         _within("open_files", self.open_files, 16, 1024)
         _within("threads", self.threads, 1, 512)
+
+
+@dataclass(frozen=True, slots=True)
+class Egress:
+    """What an execution with network may reach through the gateway, and how much of it.
+
+    `allow`: the only targets, "host:port", "host", "*.host:port", "address:port" or
+    "network/bits:port" (no port: every port that the gateway serves); None: every global address.
+    `deny`: targets refused although allowed. `private`: networks ("127.0.0.0/8") that the operator
+    lets this handler reach although they are not global; nobody else can. All in one spelling,
+    checked by `egress.rules`, which raises ValueError for a target that is none.
+    """
+
+    allow: tuple[str, ...] | None = None
+    deny: tuple[str, ...] = ()
+    private: tuple[str, ...] = ()
+    connections: int = 64
+    bytes: int = 256 * MIB
+    dns_queries: int = 256
+    connect_ms: int = 10_000
+    idle_ms: int = 30_000
+
+    def __post_init__(self) -> None:
+        _within("connections", self.connections, 1, 1024)
+        _within("bytes", self.bytes, 1024, 1024 * 1024 * MIB)
+        _within("dns_queries", self.dns_queries, 0, 100_000)
+        _within("connect_ms", self.connect_ms, 1, WALL_MAX_MS)
+        _within("idle_ms", self.idle_ms, 1, WALL_MAX_MS)
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """One target that an execution talked to: the name it was resolved from, if there was one."""
+
+    host: str
+    address: str
+    port: int
+    connections: int = 1
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """One target that was refused, why, and how often."""
+
+    target: str
+    reason: str
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What an execution did with its network: bounded lists, the first of each kind."""
+
+    contacts: tuple[Contact, ...] = ()
+    denials: tuple[Denial, ...] = ()
+    dns_queries: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """A kept process may serve this call, and be kept after it.
+
+    Only calls with the same package, entrypoint, tenant, limits and policy share a process. What
+    that means: module state, open sockets and threads stay from one execution to the next.
+    """
+
+    uses: int = 100
+    idle_ms: int = 60_000
+    age_ms: int = 600_000
+
+    def __post_init__(self) -> None:
+        _within("uses", self.uses, 1, 1_000_000)
+        _within("idle_ms", self.idle_ms, 1, 3_600_000)
+        _within("age_ms", self.age_ms, 1, 24 * 3_600_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +207,12 @@ class Policy:
 
     `filesystem`: "none" and "readonly" give its own package, read-only, and no writable place;
     "temp" adds a private /tmp of `Limits.temp_bytes` that vanishes with it.
-    `network` needs the layer "network". `required` names layers that must hold for this call
-    besides those that the pool requires.
+    `network` None is none at all; an `Egress` needs the layer "network". `required` names layers
+    that must hold for this call besides those that the pool requires.
     """
 
     filesystem: Literal["none", "readonly", "temp"] = "none"
-    network: bool = False
+    network: Egress | None = None
     required: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -135,11 +227,13 @@ class Call:
 
     `package_dir` is the absolute path of its unpacked package; when the pool runs as root its
     files must be readable by everyone (0644, 0755), because the handler is not root; the folders
-    above may be closed. `entrypoint` is "file.py:name". `input`, `config` are JSON values;
-    `context` is a mapping or its JSON text as bytes and is sent only if the handler reads it.
+    above may be closed. `entrypoint` is "file.py:name" (node: "file.js:name"). `input`, `config`
+    are JSON values; `context` is a mapping or its JSON text as bytes and is sent only if the
+    handler reads it. `reuse` None: a new process, used once.
     """
 
     package_dir: str
+    runtime: Literal["python", "node"] = "python"
     entrypoint: str = "handler.py:handle"
     input: Any = None
     has_input: bool = True
@@ -154,6 +248,7 @@ class Call:
     task_id: str = ""
     limits: Limits = field(default_factory=Limits)
     policy: Policy = field(default_factory=Policy)
+    reuse: Reuse | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +285,8 @@ class Reply:
     {durationMs | until | event, filter, reason} with absent keys left out; and in every case
     "updates": {…} and "emitted": [[event, data], …]. An exception that leaves the handler is
     the failure HANDLER_ERROR with its traceback in details, at most 16 KiB.
-    For every other ending `message` says in one line what happened.
+    For every other ending `message` says in one line what happened. `traffic` is None for an
+    execution without network.
     """
 
     ending: Ending
@@ -198,6 +294,7 @@ class Reply:
     message: str = ""
     logs: tuple[LogLine, ...] = ()
     usage: Usage = field(default_factory=Usage)
+    traffic: Traffic | None = None
 
 
 @dataclass(frozen=True, slots=True)

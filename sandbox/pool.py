@@ -34,6 +34,7 @@ __all__ = ["Pool"]
 _TRIES = 3  # beside the spares, each of which may have died while it waited; nothing has run then
 _NOT_BUILT = {
     "cgroup": "not built yet: memory is bounded by rlimits and the watchdog",
+    "landlock": "not built yet: the private root bounds what can be opened",
     "network": "not built yet: handlers have no network",
 }
 # These mean nothing without the first.
@@ -141,7 +142,7 @@ class Pool:
             return _unavailable("the pool is not started")
         if self._failed is not None:
             return _failure(self._failed)
-        needed = policy.required | ({"network"} if policy.network else set())
+        needed = policy.required | ({"network"} if policy.network is not None else set())
         for name, layer in self._layers.items():
             if not layer.available and (layer.required or name in needed):
                 return _unavailable(f"layer {name} cannot be had: {layer.detail}")

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 import sandbox
-from sandbox import ALL_LAYERS, Call, Ending, Policy, Pool, PoolSettings
+from sandbox import ALL_LAYERS, Call, Egress, Ending, Policy, Pool, PoolSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -226,7 +226,7 @@ async def test_required_layer_that_cannot_be_had_closes_the_pool(own_pool, packa
 
 
 async def test_network_is_refused_until_there_is_a_gateway(pool, package):
-    reply = await pool.run(Call(package(_GOOD), policy=Policy(network=True)))
+    reply = await pool.run(Call(package(_GOOD), policy=Policy(network=Egress())))
     assert (reply.ending, "layer network" in reply.message) == (Ending.UNAVAILABLE, True)
 
 

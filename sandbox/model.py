@@ -233,8 +233,8 @@ class Call:
     """
 
     package_dir: str
-    runtime: Literal["python", "node"] = "python"
     entrypoint: str = "handler.py:handle"
+    runtime: Literal["python", "node"] = "python"
     input: Any = None
     has_input: bool = True
     config: Any = field(default_factory=dict)

@@ -14,6 +14,7 @@ included, before anything about its call exists (docs/decisions: the order of co
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import os
 import resource
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from sandbox import linux
+from sandbox.egress import namespace
 from sandbox.libraries import library_closure
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "Plan",
     "Step",
     "attach",
+    "steps_for",
     "take_steps",
 ]
 
@@ -51,9 +54,20 @@ class Plan:
     layers: frozenset[str]
     required: frozenset[str]
     host_uid: int  # 0: keep the caller's id, which is not root
-    seccomp_program: bytes
-    cpu: int = 0
+    cpu: int
+    ports: tuple[int, ...] = ()  # the gateway's
+    filters: dict[str, bytes] = field(default_factory=dict)  # profile: its seccomp program
+    node: str = ""  # the program, if there is one
     missing: dict[str, str] = field(default_factory=dict)
+    # What steps of the server leave for steps of the children.
+    listeners: list[int] = field(default_factory=list)
+    gateway_ns: int = -1
+    ruleset: int = -1
+    profile: str = "python"
+
+    def has(self, layer: str) -> bool:
+        """Whether this layer is asked for and could be set up so far."""
+        return layer in self.layers and layer not in self.missing
 
 
 class LayerFailed(Exception):
@@ -72,12 +86,19 @@ class Step:
     layer: str
     does: str
     apply: Callable[[Plan], None]
+    only: str = ""  # for children whose profile has this word
+
+
+def steps_for(plan: Plan, profile: str) -> tuple[Step, ...]:
+    """The steps of a child of this profile, as far as the layers hold now."""
+    words = {"", *profile.split("+")}
+    return tuple(s for s in CHILD_STEPS if plan.has(s.layer) and s.only in words)
 
 
 def take_steps(steps: Iterable[Step], plan: Plan) -> None:
     """Apply in order what the plan's layers ask for; raises LayerFailed for a required one."""
     for step in steps:
-        if step.layer not in plan.layers or step.layer in plan.missing:
+        if not plan.has(step.layer):
             continue
         try:
             step.apply(plan)
@@ -174,14 +195,38 @@ def _unshare(flag: int) -> Callable[[Plan], None]:
     return lambda _plan: linux.unshare(flag)
 
 
+def _open_gateway(plan: Plan) -> None:
+    """A second network namespace, whose every address is answered by sockets of the daemon's."""
+    linux.unshare(linux.CLONE_NEWNET)
+    plan.listeners = namespace.prepare(plan.ports)
+    plan.gateway_ns = _out_of_the_way(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
+
+
+def _out_of_the_way(fd: int) -> int:
+    """The same above the numbers that a child gives its own descriptors."""
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100)
+    os.close(fd)
+    return high
+
+
+def _bound_resources(_plan: Plan) -> None:
+    """What no call changes and children inherit; the rest comes with the call (`zygote._limit`)."""
+    for kind in (resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE):
+        resource.setrlimit(kind, (0, 0))
+    resource.setrlimit(resource.RLIMIT_STACK, (8 << 20, 8 << 20))
+
+
 SERVER_STEPS: tuple[Step, ...] = (
     Step("user-namespace", "leave the host's user ids", _enter_user_namespace),
     Step("pid-namespace", "leave the host's processes", _unshare(linux.CLONE_NEWPID)),
     Step("mount-namespace", "leave the host's mounts", _stop_mount_propagation),
     Step("ipc-namespace", "leave the host's message queues", _unshare(linux.CLONE_NEWIPC)),
     Step("uts-namespace", "take another host name", _name_host),
+    Step("network", "open a gateway to the internet", _open_gateway),
     Step("network-namespace", "leave the host's network", _unshare(linux.CLONE_NEWNET)),
     Step("cgroup-namespace", "leave the host's control groups", _unshare(linux.CLONE_NEWCGROUP)),
+    Step("one-core", "stay on one CPU", lambda plan: os.sched_setaffinity(0, {plan.cpu})),
+    Step("rlimits", "bound core, stack and locked memory", _bound_resources),
 )
 
 
@@ -275,23 +320,25 @@ def _become_nobody(plan: Plan) -> None:
         raise PermissionError(1, "the pool runs as root")
 
 
-def _bound_resources(_plan: Plan) -> None:
-    """What no call changes; the server sets the rest with the call (`zygote._limit`)."""
-    for kind in (resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE):
-        resource.setrlimit(kind, (0, 0))
-    resource.setrlimit(resource.RLIMIT_STACK, (8 << 20, 8 << 20))
+def _enter_gateway(plan: Plan) -> None:
+    linux.setns(plan.gateway_ns, linux.CLONE_NEWNET)
+
+
+def _bound_descriptors(_plan: Plan) -> None:
+    """Below the program's own: once it is closed, no descriptor can have its number again."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 
 
 CHILD_STEPS: tuple[Step, ...] = (
     Step("proc", "mount a /proc of its own process only", _own_proc),
     Step("ipc-namespace", "leave other executions' queues", _unshare(linux.CLONE_NEWIPC)),
-    Step("one-core", "stay on one CPU", lambda plan: os.sched_setaffinity(0, {plan.cpu})),
+    Step("network", "enter the network namespace of the gateway", _enter_gateway, "network"),
+    Step("rlimits", "bound descriptors", _bound_descriptors, "node"),
     Step("unprivileged-uid", "become an unprivileged user of the host", _become_nobody),
     Step("user-namespace", "map to no user at all", _unshare(linux.CLONE_NEWUSER)),
-    Step("rlimits", "bound core, stack and locked memory", _bound_resources),
     Step("capabilities", "drop every privilege", lambda _plan: linux.drop_capabilities()),
     Step("capabilities", "forbid tracing", lambda _plan: linux.set_dumpable(0)),
     Step("pid-namespace", "die with the server", lambda _plan: linux.parent_death_signal(9)),
     Step("no-new-privs", "rule out new privileges", lambda _plan: linux.no_new_privs()),
-    Step("seccomp", "install the filter", lambda plan: linux.seccomp(plan.seccomp_program)),
+    Step("seccomp", "install the filter", lambda plan: linux.seccomp(plan.filters[plan.profile])),
 )

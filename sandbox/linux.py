@@ -31,6 +31,7 @@ __all__ = [
     "MS_SLAVE",
     "close_range",
     "drop_capabilities",
+    "fork",
     "limit_malloc_arenas",
     "mount",
     "mount_setattr",
@@ -103,6 +104,15 @@ class _SockFprog(ctypes.Structure):
     _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
 
 
+def fork() -> int:
+    """fork(2) without Python's hooks after a fork, which touch 200 pages: 0.4 ms of 0.5.
+
+    For a process with one thread, whose interpreter is as good after it as before; the caller
+    does what else must differ in the child (`random` has the same state in both).
+    """
+    return _call("fork", _libc.fork())
+
+
 def unshare(flags: int) -> None:
     """unshare(2)"""
     _call("unshare", _libc.unshare(ctypes.c_int(flags)))
@@ -160,9 +170,9 @@ def sethostname(name: bytes) -> None:
     _call("sethostname", _libc.sethostname(name, ctypes.c_size_t(len(name))))
 
 
-def close_range(first: int) -> None:
-    """close_range(2): close every descriptor from `first` on."""
-    _call("close_range", _syscall(_NR_CLOSE_RANGE, first, ctypes.c_uint(0xFFFFFFFF), 0))
+def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
+    """close_range(2): close every descriptor from `first` to `last`."""
+    _call("close_range", _syscall(_NR_CLOSE_RANGE, first, ctypes.c_uint(last), 0))
 
 
 def parent_death_signal(number: int) -> None:

@@ -311,18 +311,25 @@ class Layer:
 class PoolSettings:
     """How a pool runs.
 
-    `slots`: executions at a time. `spares`: confined processes kept waiting per fork server (one
-    server per CPU, at most `slots`). `python`: interpreter of the handlers, None for the one that
-    runs this. `required_layers`: without one of them nothing is run. `without`: layers to leave
-    out, for measuring and for trying how a poorer host behaves; a required layer cannot be left
-    out. `host_uid`: the host's user and group id of handlers when the pool runs as root.
+    `slots`: executions at a time, each in a slot with a fork server of its own; slots beyond the
+    number of CPUs have one only while they are needed, until they were idle for `idle_ms`.
+    `spares`: confined processes kept waiting in each slot. `python`: interpreter of the handlers,
+    None for the one that runs this; `node` likewise, None for the one in PATH, "" for none.
+    `ports`: those that the gateway serves; none: no network for anybody. `required_layers`:
+    without one of them nothing is run. `without`: layers to leave out, for measuring and for
+    trying how a poorer host behaves; a required layer cannot be left out. `host_uid`: the host's
+    user and group id of handlers when the pool runs as root.
     """
 
     slots: int = 4
     spares: int = 2
+    spares_node: int = 2
+    idle_ms: int = 60_000
+    ports: tuple[int, ...] = (80, 443)
     # A spawn takes 3 ms and a take 0.1 ms; on a machine this far behind nothing else works either.
     patience_ms: int = 10_000
     python: str | None = None
+    node: str | None = None
     required_layers: frozenset[str] = DEFAULT_REQUIRED
     without: frozenset[str] = frozenset()
     # 65536 to 99999 is given out by neither useradd, subuid nor systemd (systemd's UIDS-GIDS).
@@ -331,6 +338,10 @@ class PoolSettings:
     def __post_init__(self) -> None:
         _within("slots", self.slots, 1, 256)
         _within("spares", self.spares, 0, 64)
+        _within("spares_node", self.spares_node, 0, 64)
+        _within("idle_ms", self.idle_ms, 1, 24 * 3_600_000)
+        for port in self.ports:
+            _within("ports", port, 1, 65535)
         _within("patience_ms", self.patience_ms, 1, 600_000)
         _within("host_uid", self.host_uid, 1, 2**31)
         _known_layers(self.required_layers | self.without)

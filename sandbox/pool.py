@@ -1,23 +1,27 @@
-"""The pool: slots, the fork servers behind them, and one method that runs a call to its end.
+"""The pool: slots, and one method that runs a call to its end.
 
 Owns every process of the sandbox. It promises that `run` always comes back with a Reply (or the
 caller's own cancellation), that nothing runs if a required layer is missing, that a slot is free
-again only once the last process of its execution is dead, and that nothing is left after `close`.
-It knows nothing of flows, and reads nothing that a handler wrote except the frames.
+again only once the last process of its execution is dead (or kept, by the operator's wish), and
+that nothing is left after `close`. It knows nothing of flows, and reads nothing that a handler
+wrote except the frames.
 """
 
 from __future__ import annotations
 
 import asyncio
+import collections
+import dataclasses
 import os
-from pathlib import Path
 from typing import Any
 
-from sandbox import seccomp, wire
+from sandbox import layers, nodejs, seccomp, wire
+from sandbox.child import Child
 from sandbox.confine import PACKAGE
-from sandbox.forkserver import PYTHON_DEFAULT, Child, ForkServer, ServerFailed
+from sandbox.forkserver import ServerFailed
 from sandbox.model import (
     ALL_LAYERS,
+    MIB,
     Call,
     Ending,
     Layer,
@@ -28,38 +32,33 @@ from sandbox.model import (
     Usage,
 )
 from sandbox.session import Session
+from sandbox.slot import Slot, key_of, profile_of
 
 __all__ = ["Pool"]
 
 _TRIES = 3  # beside the spares, each of which may have died while it waited; nothing has run then
-_NOT_BUILT = {
-    "cgroup": "not built yet: memory is bounded by rlimits and the watchdog",
-    "landlock": "not built yet: the private root bounds what can be opened",
-    "network": "not built yet: handlers have no network",
-}
-# These mean nothing without the first.
-_NEEDS = {
-    "private-root": "mount-namespace",
-    "proc": "pid-namespace",
-    "capabilities": "user-namespace",  # after setuid only a new one allows to empty the sets
-    "seccomp": "no-new-privs",  # seccomp(2): or privileges that a child has not
-}
-_NAMESPACES = ("user", "pid", "mnt", "ipc", "uts", "net", "cgroup")
+_TRIM_EVERY_S = 5.0
 
 
 class Pool:
-    """Runs calls in fresh confined processes, `settings.slots` at a time."""
+    """Runs calls in confined processes, `settings.slots` at a time."""
 
     def __init__(self, settings: PoolSettings | None = None) -> None:
         self.settings = settings or PoolSettings()
-        self._servers: list[ForkServer] = []
-        self._free = asyncio.Semaphore(self.settings.slots)
+        self._slots: list[Slot] = []
+        self._free: list[Slot] = []
+        self._waiting: collections.deque[tuple[Call, asyncio.Future[Slot]]] = collections.deque()
         self._layers: dict[str, Layer] = {}
         self._children: set[Child] = set()
         self._empty = asyncio.Event()
         self._empty.set()
         self._failed: ServerFailed | None = None
+        self._groups: Any = None
+        self._trim: asyncio.TimerHandle | None = None
+        self._node = self._node_problem = ""
+        self._floor = 0
         self._started = False
+        self._counts = collections.Counter[str]()
 
     @property
     def slots(self) -> int:
@@ -69,7 +68,13 @@ class Pool:
     @property
     def server_pids(self) -> list[int]:
         """Process ids of the fork servers that run."""
-        return [server.pid for server in self._servers if server.pid is not None]
+        pids = [slot.server.pid for slot in self._slots if slot.server is not None]
+        return [pid for pid in pids if pid is not None]
+
+    @property
+    def node(self) -> str:
+        """The path of the Node that runs handlers; empty if there is none."""
+        return self._node
 
     async def start(self) -> None:
         """Start the fork servers and try every layer.
@@ -77,37 +82,45 @@ class Pool:
         A host that lacks a layer is no error here: `layers` says so and `run` refuses. Raises
         OSError if the interpreter cannot be executed at all.
         """
-        wanted = frozenset(ALL_LAYERS) - self.settings.without - set(_NOT_BUILT)
-        problems = {
-            **_NOT_BUILT,
-            **dict.fromkeys(self.settings.without, "left out by the settings"),
-        }
-        for layer, needed in _NEEDS.items():
-            if needed not in wanted and layer in wanted:
-                problems[layer] = f"it needs the layer {needed}"
-                wanted -= {layer}
-        program = b""
+        loop = asyncio.get_running_loop()
+        wanted, problems = layers.wanted(self.settings)
+        filters: dict[str, bytes] = {}
+        try:
+            self._node = nodejs.find(self.settings.node)
+        except OSError as exc:
+            self._node_problem = str(exc)
         if "seccomp" in wanted:
             try:
-                program = await asyncio.to_thread(seccomp.compile_filter)
+                filters = await asyncio.to_thread(seccomp.compile_filters)
             except OSError as exc:
                 problems["seccomp"] = str(exc.strerror)
                 wanted -= {"seccomp"}
-        start = {
-            "layers": sorted(wanted),
-            "required": sorted(wanted & self.settings.required_layers),
-            "host_uid": self.settings.host_uid if os.getuid() == 0 else 0,
-            "seccomp": program.hex(),
-        }
+        if "cgroup" in wanted:
+            try:
+                self._groups = layers.open_groups()
+            except OSError as exc:
+                problems["cgroup"] = str(exc.strerror)
+                wanted -= {"cgroup"}
         cpus = sorted(os.sched_getaffinity(0))
-        python = self.settings.python or PYTHON_DEFAULT
-        count = min(self.settings.slots, len(cpus))
-        for number in range(count):
-            turn = cpus[number:] + cpus[:number]
-            self._servers.append(ForkServer(python, start, self.settings, turn))
-        for server in self._servers:
-            server.launch()
+        for number in range(self.settings.slots):
+            start = {
+                "layers": sorted(wanted),
+                "required": sorted(wanted & self.settings.required_layers),
+                "host_uid": self.settings.host_uid if os.getuid() == 0 else 0,
+                "filters": {name: program.hex() for name, program in filters.items()},
+                "cpu": cpus[number % len(cpus)],
+                "ports": list(self.settings.ports),
+                "node": self._node,
+                "warm": layers.TRIAL,
+            }
+            group = self._groups.slot(number) if self._groups is not None else None
+            self._slots.append(Slot(number, start, self.settings, group))
+        self._floor = min(len(cpus), len(self._slots))
+        for slot in self._slots[: self._floor]:  # the others when they are needed
+            slot.launch()
         self._layers = await self._try_layers(wanted, problems)
+        self._free = self._slots[::-1]
+        self._trim = loop.call_later(_TRIM_EVERY_S, self._on_trim)
         self._started = True
 
     async def run(self, call: Call, on_log: OnLog | None = None) -> Reply:
@@ -116,98 +129,215 @@ class Pool:
         Never raises for what a handler did. A cancelled caller is cancelled at once, and
         everything of the execution is killed.
         """
-        refusal = self._refusal(call.policy)
+        refusal = self._refusal(call)
         if refusal is not None:
             return refusal
-        return await self._run(call, on_log)
+        try:
+            request = self._request(call)
+        except (TypeError, ValueError) as exc:
+            return Reply(Ending.PROTOCOL, None, f"cannot send the input: {exc}")
+        try:
+            slot = await self._slot_for(call)
+        except ServerFailed as exc:
+            return _failure(exc)
+        return await self._run(slot, call, request, on_log)
 
     async def close(self) -> None:
         """Kill everything and wait until it is gone."""
         self._started = False
+        if self._trim is not None:
+            self._trim.cancel()
         for child in self._children:
             child.kill()
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
+        for slot in self._slots:
+            slot.close()
         await self._empty.wait()  # every running call has its reply
+        self._slots.clear()
+        self._free.clear()
+        for _call, future in self._waiting:
+            if not future.done():
+                future.set_exception(ServerFailed("", "the pool is closed"))
+        self._waiting.clear()
+        if self._groups is not None:
+            self._groups.close()
+            self._groups = None
 
     def layers(self) -> list[Layer]:
         """Every layer with what this host gives, as tried at start."""
         return [self._layers[name] for name in ALL_LAYERS if name in self._layers]
 
+    def statistics(self) -> dict[str, Any]:
+        """What there is now, and what there was since the start: plain values for people."""
+        spares = collections.Counter[str]()
+        servers = [slot.server for slot in self._slots if slot.server is not None]
+        for server in servers:
+            for profile in server.profiles:
+                spares[str(profile)] += server.spares(profile)
+        return {
+            "slots": self.slots,
+            "busy": len(self._slots) - len(self._free),
+            "waiting": len(self._waiting),
+            "servers": len(servers),
+            "spares": dict(spares),
+            "kept": sum(slot.kept for slot in self._slots),
+            "started": self._counts["started"],
+            "reused": self._counts["reused"],
+            "crashed": self._counts["crashed"],
+        }
+
     # --- inside ------------------------------------------------------------------------------
 
-    def _refusal(self, policy: Policy) -> Reply | None:
+    def _refusal(self, call: Call) -> Reply | None:
         if not self._started:
             return _unavailable("the pool is not started")
         if self._failed is not None:
             return _failure(self._failed)
+        policy: Policy = call.policy
         needed = policy.required | ({"network"} if policy.network is not None else set())
         for name, layer in self._layers.items():
             if not layer.available and (layer.required or name in needed):
                 return _unavailable(f"layer {name} cannot be had: {layer.detail}")
         if policy.filesystem == "temp" and not self._layers["private-root"].available:
             return _unavailable("layer private-root cannot be had: it carries the temp")
+        if call.runtime == "node":
+            if not self._node:
+                return _unavailable(f"cannot run node: {self._node_problem}")
+            if call.limits.memory_bytes < nodejs.NODE_MEMORY_MIN_BYTES:
+                least = nodejs.NODE_MEMORY_MIN_BYTES // MIB
+                return _unavailable(f"cannot run node in less than {least} MiB of memory")
         return None
 
-    async def _run(self, call: Call, on_log: OnLog | None) -> Reply:
-        try:
-            request = self._request(call)
-        except (TypeError, ValueError) as exc:
-            return Reply(Ending.PROTOCOL, None, f"cannot send the input: {exc}")
-        await self._free.acquire()
-        try:
-            child = await self._child_with_package(call)
-        except ServerFailed as exc:
-            self._free.release()
-            return _failure(exc)
-        except BaseException:
-            self._free.release()
-            raise
-        try:
-            return await Session(child, call, request, on_log).run()
-        finally:
-            self._let_go(child)
+    # --- slots -------------------------------------------------------------------------------
 
-    async def _child_with_package(self, call: Call) -> Child:
-        """A child that has its package and its limits; raises ServerFailed."""
-        failure = ServerFailed("", "the pool is closed")
-        for _ in range(self.settings.spares + _TRIES):
-            if not self._servers:
-                raise failure
-            server = min(self._servers, key=lambda server: server.running)
-            child = await server.child()
-            self._children.add(child)
-            self._empty.clear()
-            try:
-                temp = call.policy.filesystem == "temp"
-                await server.take(child, call.package_dir, call.limits, temp)
-                server.refill_soon()
-            except ServerFailed as exc:
-                self._discard(child)
-                if not exc.child_died:
-                    raise
-                failure = exc
-            except BaseException:
-                self._discard(child)
-                raise
-            else:
-                return child
-        raise failure
+    async def _slot_for(self, call: Call) -> Slot:
+        """A free slot, in the order of asking; one that keeps a process for this call if any."""
+        if self._free and not self._waiting:
+            return self._choose(call)
+        future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
+        self._waiting.append((call, future))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self._release(future.result())  # it came in the same turn of the loop
+            raise
+
+    def _choose(self, call: Call) -> Slot:
+        key, profile = key_of(call), profile_of(call)
+        free = self._free
+
+        def rank(slot: Slot) -> tuple[bool, bool, bool]:
+            server = slot.server
+            ready = server is not None and server.spares(profile) > 0
+            return (key is not None and slot.has_kept(key), ready, server is not None)
+
+        best = max(range(len(free)), key=lambda n: rank(free[n])) if len(free) > 1 else 0
+        return free.pop(best)
+
+    def _release(self, slot: Slot) -> None:
+        while self._waiting:
+            _call, future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(slot)
+                return
+        slot.idle_since = asyncio.get_running_loop().time()
+        self._free.append(slot)
+
+    # --- one execution -----------------------------------------------------------------------
+
+    async def _run(self, slot: Slot, call: Call, request: bytes, on_log: OnLog | None) -> Reply:
+        """Run a call in a slot, which is free again once this has come to its end."""
+        child: Child | None = None
+        try:
+            slot.prepare(call)
+            for attempt in range(self.settings.spares + _TRIES):
+                child = await self._child(slot, call)
+                try:
+                    reply = await self._converse(slot, call, child, request, on_log)
+                    break
+                except ServerFailed as exc:
+                    if not exc.child_died or attempt == self.settings.spares + _TRIES - 1:
+                        return _failure(exc)
+                    self._discard(child)
+            return reply
+        except ServerFailed as exc:
+            return _failure(exc)
+        finally:
+            self._let_go(slot, child)
+
+    async def _child(self, slot: Slot, call: Call) -> Child:
+        """A process for this call, kept from one like it or new; raises ServerFailed."""
+        key = key_of(call)
+        slot.limit(call)
+        if key is not None and (kept := slot.take_kept(key)) is not None:
+            self._counts["reused"] += 1
+            kept.uses += 1
+            return kept
+        server = slot.launch()
+        child = await server.child(profile_of(call))
+        self._children.add(child)
+        self._empty.clear()
+        child.uses = 1
+        uses = 1 if call.reuse is None else call.reuse.uses
+        cpu_ms = uses * (call.limits.cpu_ms or call.limits.wall_ms + 1000)
+        try:
+            temp = call.policy.filesystem == "temp"
+            server.take(child, call.package_dir, call.limits, -(-cpu_ms // 1000), temp)
+        except BaseException:
+            self._discard(child)
+            raise
+        server.refill_soon()
+        self._counts["started"] += 1
+        return child
+
+    async def _converse(
+        self, slot: Slot, call: Call, child: Child, request: bytes, on_log: OnLog | None
+    ) -> Reply:
+        """One execution on one child, which afterwards is killed, or kept by the slot."""
+        visit = None
+        if call.policy.network is not None:
+            gateway = slot.gateway()
+            if gateway is None:
+                raise ServerFailed("network", "the gateway is not there")
+            visit = gateway.open(call.policy.network)
+        session = Session(child, call, request, on_log, slot.check)
+        kept = False
+        traffic = None
+        try:
+            reply = await session.run()
+            if reply.ending is Ending.RESULT and session.is_clean:
+                kept = slot.keep(call, child)
+        finally:
+            if not kept:
+                child.kill()
+            if visit is not None:
+                traffic = visit.close()
+        if reply.ending in (Ending.CRASH, Ending.MEMORY, Ending.PROTOCOL):
+            self._counts["crashed"] += 1
+        return reply if traffic is None else dataclasses.replace(reply, traffic=traffic)
 
     def _discard(self, child: Child) -> None:
-        self._children.discard(child)
         child.close()
+        self._forget(child)
+
+    def _forget(self, child: Child) -> None:
+        self._children.discard(child)
         if not self._children:
             self._empty.set()
 
-    def _let_go(self, child: Child) -> None:
+    def _let_go(self, slot: Slot, child: Child | None) -> None:
         """The slot is free once the death is certain: the kill reaches every descendant."""
-        self._discard(child)
-        if child.ended.done():
-            self._free.release()
+        if child is None:
+            self._release(slot)
+        elif slot.holds(child):
+            self._forget(child)
+            self._release(slot)
         else:
-            child.ended.add_done_callback(lambda _ended: self._free.release())
+            self._discard(child)
+            if child.ended.done():
+                self._release(slot)
+            else:
+                child.ended.add_done_callback(lambda _ended: self._release(slot))
 
     def _request(self, call: Call) -> bytes:
         inside = self._layers["private-root"].available
@@ -227,77 +357,47 @@ class Pool:
                 "task_id": call.task_id,
                 "output_bytes": call.limits.output_bytes,
                 "log_bytes": call.limits.log_bytes,
+                "reuse": call.reuse is not None,
             }
         )
+
+    # --- housekeeping ------------------------------------------------------------------------
+
+    def _on_trim(self) -> None:
+        """Let go of what is idle, and replace fork servers that are old."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for slot in self._slots:
+            slot.trim(now, self._floor <= slot.number, slot in self._free)
+        self._trim = loop.call_later(_TRIM_EVERY_S, self._on_trim)
+
+    # --- at start ----------------------------------------------------------------------------
 
     async def _try_layers(
         self, wanted: frozenset[str], problems: dict[str, str]
     ) -> dict[str, Layer]:
         """Run the trial handler on a real child and compare with what can be seen from here."""
-        namespaces = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in _NAMESPACES}
-        folder = str(Path(__file__).resolve().parent / "trial")
-        trial = Call(folder, "attempts.py:attempt", input={"namespaces": namespaces})
-        found: dict[str, Any] = {}
-        reason = ""
+        required = self.settings.required_layers
+        trial = layers.trial()
+        slot = self._slots[0]
+        self._layers = layers.as_set_up(wanted, problems, required)
+        child = None
         try:
-            child = await self._child_with_package(trial)
+            child = await self._child(slot, trial)
+            problems.update(slot.launch().missing)
+            self._layers = layers.as_set_up(wanted, problems, required)
+            # Asked of a child that is confined: it has answered the first time by then.
+            reply = await Session(child, trial, self._request(trial), None, slot.check).run()
+            found = layers.seen_from_outside(child.host_pid)
         except ServerFailed as exc:
             self._failed = exc
             problems.setdefault(exc.layer, exc.reason)
-            reason = f"not tried: {exc}"
-        else:
-            for server in self._servers:
-                problems.update(server.missing)
-            self._layers = _as_set_up(wanted, problems, self.settings.required_layers)
-            try:
-                found = _seen_from_outside(child.host_pid)
-                reply = await Session(child, trial, self._request(trial), None).run()
-            finally:
+            return layers.not_tried(wanted, problems, required, str(exc))
+        finally:
+            if child is not None:
                 self._discard(child)
-            await child.ended  # nothing of the trial is left
-            if reply.result is not None and reply.result["outcome"] == "success":
-                found.update(reply.result["output"])
-            else:
-                reason = f"the trial failed: {reply.message or reply.result}"
-        for name, (held, detail) in found.items():
-            if not held:
-                problems.setdefault(name, detail)
-        if reason:
-            problems = {**dict.fromkeys(ALL_LAYERS, reason), **problems}
-        details = {name: detail for name, (_held, detail) in found.items()}
-        return _as_set_up(wanted, problems, self.settings.required_layers, details)
-
-
-def _as_set_up(
-    wanted: frozenset[str],
-    problems: dict[str, str],
-    required: frozenset[str],
-    details: dict[str, str] | None = None,
-) -> dict[str, Layer]:
-    layers = {}
-    for name in ALL_LAYERS:
-        held = name in wanted and name not in problems
-        detail = problems.get(name) or (details or {}).get(name, "set up")
-        layers[name] = Layer(name, held, name in required, detail)
-    return layers
-
-
-def _seen_from_outside(host_pid: int) -> dict[str, tuple[bool, str]]:
-    """What /proc/PID/status (proc(5)) says of a child that is ready."""
-    try:
-        text = Path(f"/proc/{host_pid}/status").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return {}
-    status = {
-        name: value.split() for name, _, value in (x.partition(":") for x in text.split("\n"))
-    }
-    uids = status["Uid"]
-    sets = {name: status[name][0] for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb")}
-    return {
-        "unprivileged-uid": ("0" not in uids, f"user {uids[1]} on the host"),
-        "capabilities": (not any(int(x, 16) for x in sets.values()), f"bounding {sets['CapBnd']}"),
-        "no-new-privs": (status.get("NoNewPrivs") == ["1"], "set"),
-    }
+        await child.ended  # nothing of the trial is left
+        return layers.judged(wanted, problems, required, found, reply)
 
 
 def _failure(failure: ServerFailed) -> Reply:

@@ -13,7 +13,7 @@ import errno
 import os
 from typing import Any
 
-__all__ = ["ALLOWED", "ARGUMENT_RULES", "UNIMPLEMENTED", "compile_filter"]
+__all__ = ["ALLOWED", "ARGUMENT_RULES", "UNIMPLEMENTED", "compile_filter", "compile_filters"]
 
 ALLOWED: dict[str, str] = {
     "read and write what is open": "read write readv writev pread64 pwrite64 preadv pwritev "
@@ -121,3 +121,9 @@ def _add(library: Any, filter_: Any, action: int, name: str, *arguments: Any) ->
     if library.resolve_syscall(library.Arch.NATIVE, name) == -1:
         return  # unknown to this libseccomp: stays refused
     filter_.add_rule(action, name, *arguments)
+
+
+def compile_filters() -> dict[str, bytes]:
+    """The program of every profile."""
+    program = compile_filter()
+    return {"python": program, "python+network": program}

@@ -9,99 +9,130 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
+from collections.abc import Callable
 from typing import Any
 
 from sandbox import wire
+from sandbox.child import Child, Ended
 from sandbox.ending import Facts, checked_result, classify
-from sandbox.forkserver import Child
-from sandbox.model import Call, Ending, LogLine, OnLog, Reply, Usage
+from sandbox.forkserver import ServerFailed
+from sandbox.logs import Logs
+from sandbox.model import Call, Ending, OnLog, Reply, Usage
 
 __all__ = ["Session"]
 
 _READ_BYTES = 256 * 1024
+_FRAME_MAX_BYTES = 64 * 1024  # of a log line: the shim stays below 34 KiB
+# How often output, CPU time and the deadline are looked at. What a shorter execution wrote past
+# sys.stdout is read at its end, so most need no readers on their pipes.
+_TICK_S = 0.1
+_TICKS_TO_CHECK = 10
 _PIPE_READ_BYTES = 64 * 1024
-_LOG_FRAME_MAX_BYTES = 64 * 1024  # the shim stays below 34 KiB
-# What may come in log frames that are dropped, per byte that could be kept: in JSON a character
-# can take six, and a line its names. Whoever sends more does not use our shim.
-_FLOOD_RATIO = 8
-_PIPE_PAUSE_S = 0.02  # between reads of output that is dropped: at most 3 MiB/s of our time
 _DEATH_PATIENCE_S = 5.0
-_LEVELS = ("debug", "info", "warning", "error")
-_TRUNCATED = "… truncated"
 
 
 class Session:
-    """Runs one call on one child that has been given its package."""
+    """Runs one call on one child that has been given its package, or soon will be."""
 
-    def __init__(self, child: Child, call: Call, request: bytes, on_log: OnLog | None) -> None:
+    def __init__(
+        self,
+        child: Child,
+        call: Call,
+        request: bytes,
+        on_log: OnLog | None,
+        check_server: Callable[[], None],
+    ) -> None:
         self._child = child
+        self._check_server = check_server
         self._call = call
-        self._on_log = on_log
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[tuple[Ending, Any]] = self._loop.create_future()
         self._token = os.urandom(wire.TOKEN_BYTES)
-        self._reader = wire.FrameReader(max(call.limits.output_bytes, _LOG_FRAME_MAX_BYTES))
+        limits = call.limits
+        self._reader = wire.FrameReader(max(limits.output_bytes, _FRAME_MAX_BYTES))
         self._outgoing = bytearray(wire.frame(wire.REQUEST, self._token, request))
         self._writing = False
         self._context_sent = False
-        self._logs: list[LogLine] = []
-        self._log_left = call.limits.log_bytes
-        self._dropped = 0
-        self._partial: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
-        self._pipes = {"stdout": child.stdout, "stderr": child.stderr}
-        self._paused: dict[str, asyncio.TimerHandle] = {}
+        self._logs = Logs(limits.log_bytes, limits.log_rate, on_log)
+        self._started = self._loop.time()
+        self._cpu_before_ns = 0
+        self._ticks = 0
+        self._tick: asyncio.TimerHandle | None = None
+        self._channel = child.channel.fileno()
+        self._listening = False
 
     async def run(self) -> Reply:
-        """Send the request and come back with how it ended; the child is killed by then."""
-        limits = self._call.limits
-        started = time.monotonic()
-        cpu_before_ns = _cpu_ns(self._child.host_pid)
-        channel = self._child.channel.fileno()
-        self._loop.add_reader(channel, self._on_channel)
-        for stream, fd in self._pipes.items():
-            self._loop.add_reader(fd, self._on_output, stream)
-        deadline = self._loop.call_later(
-            limits.wall_ms / 1000, self._finish, Ending.TIMEOUT, "ran too long"
-        )
+        """Send the request and come back with how it ended.
+
+        A child that brought a result goes on living; any other is killed by then. Raises
+        ServerFailed if nothing of the handler has run, and another child may do.
+        """
+        child, loop = self._child, self._loop
+        self._cpu_before_ns = child.cpu_ns()
+        self._listen()
+        child.on_refused = self._refused
+        self._tick = loop.call_later(min(_TICK_S, self._left_s()), self._on_tick)
         try:
             self._write()
             ending, value = await self._done
-            wall_ms = round((time.monotonic() - started) * 1000)
-            usage = None
-            if ending is Ending.RESULT:
-                usage = _usage_now(self._child.host_pid, wall_ms, cpu_before_ns)
-            self._child.kill()
-            if usage is not None:
-                self._drain_output()
-                return Reply(ending, value, "", tuple(self._logs), usage)
+            wall_ms = round((loop.time() - self._started) * 1000)
+            if ending is Ending.RESULT and (usage := self._usage(wall_ms)) is not None:
+                self._read_output()
+                return Reply(ending, value, "", self._logs.finished(), usage)
+            child.kill()
             return await self._obituary(ending, value, wall_ms)
+        except BaseException:
+            child.kill()
+            raise
         finally:
-            deadline.cancel()
-            self._child.kill()
+            child.on_refused = None
+            if self._tick is not None:
+                self._tick.cancel()
             self._stop_listening()
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing but the one result has come: the child may serve again."""
+        return self._reader.is_empty and not self._outgoing
 
     # --- endings -----------------------------------------------------------------------------
 
     def _finish(self, ending: Ending, value: Any) -> None:
         if not self._done.done():
             self._done.set_result((ending, value))
-            self._loop.remove_reader(self._child.channel.fileno())
+            if self._listening:
+                self._loop.remove_reader(self._channel)
+                self._listening = False
+
+    def _refused(self, reason: str) -> None:
+        if not self._done.done():
+            self._done.set_exception(ServerFailed("", f"cannot attach the package: {reason}"))
+
+    def _usage(self, wall_ms: int) -> Usage | None:
+        """What a living process has used, as the kernel counts; None where that cannot be read."""
+        cpu_ns = self._child.cpu_ns()
+        peak = self._child.peak_memory_bytes()
+        if not cpu_ns or peak is None:
+            return None
+        return Usage(wall_ms, round((cpu_ns - self._cpu_before_ns) / 1e6), peak)
 
     async def _obituary(self, ending: Ending, value: Any, wall_ms: int) -> Reply:
         """What the kernel says about a child without a result, once it is dead."""
         try:
             async with asyncio.timeout(_DEATH_PATIENCE_S):
-                ended = await asyncio.shield(self._child.ended)
+                ended: Ended = await asyncio.shield(self._child.ended)
         except TimeoutError:
             message = "the handler's process does not die"
-            return Reply(Ending.UNAVAILABLE, None, message, tuple(self._logs), Usage(wall_ms))
-        self._drain_output()
+            logs = self._logs.finished()
+            return Reply(Ending.UNAVAILABLE, None, message, logs, Usage(wall_ms))
+        closed = ending is Ending.CRASH and value is None
+        if closed and not ended.taken:
+            raise ServerFailed("", "the process died", child_died=True)
+        self._read_output()
         limits = self._call.limits
         usage = Usage(wall_ms, ended.cpu_ms, ended.peak_memory_bytes)
         if ending is Ending.RESULT:  # its usage could not be read while it lived
-            return Reply(ending, value, "", tuple(self._logs), usage)
-        closed = ending is Ending.CRASH and value is None
+            return Reply(ending, value, "", self._logs.finished(), usage)
         final, message = classify(
             Facts(
                 cause=None if closed else ending,
@@ -115,7 +146,30 @@ class Session:
                 wall_limit_ms=limits.wall_ms,
             )
         )
-        return Reply(final, None, message, tuple(self._logs), usage)
+        return Reply(final, None, message, self._logs.finished(), usage)
+
+    # --- time --------------------------------------------------------------------------------
+
+    def _left_s(self) -> float:
+        return self._started + self._call.limits.wall_ms / 1000 - self._loop.time()
+
+    def _on_tick(self) -> None:
+        self._tick = None
+        left_s = self._left_s()
+        if left_s <= 0:
+            self._finish(Ending.TIMEOUT, "ran too long")
+            return
+        cpu_ms = self._call.limits.cpu_ms
+        if cpu_ms is not None and self._child.uses > 1:  # the kernel's limit counts its whole life
+            used_ms = (self._child.cpu_ns() - self._cpu_before_ns) / 1e6
+            if used_ms > cpu_ms:
+                self._finish(Ending.CPU, f"used more than {cpu_ms} ms of CPU time")
+                return
+        self._read_output()
+        self._ticks += 1
+        if self._ticks % _TICKS_TO_CHECK == 0:
+            self._check_server()
+        self._tick = self._loop.call_later(min(_TICK_S, left_s), self._on_tick)
 
     # --- the channel -------------------------------------------------------------------------
 
@@ -131,19 +185,30 @@ class Session:
             return
         try:
             for frame in self._reader.feed(data):
-                self._on_frame(frame)
                 if self._done.done():
-                    return
+                    raise wire.ProtocolError("more after the result")
+                self._on_frame(frame)
         except wire.TooLarge as exc:
-            self._finish(Ending.OUTPUT, f"sent more than it may: {exc}")
+            self._breach(Ending.OUTPUT, f"sent more than it may: {exc}")
         except wire.ProtocolError as exc:
-            self._finish(Ending.PROTOCOL, f"broke the protocol: {exc}")
+            self._breach(Ending.PROTOCOL, f"broke the protocol: {exc}")
+
+    def _breach(self, ending: Ending, message: str) -> None:
+        """A result that came in the same bytes counts: the first result ends reading."""
+        self._reader.spoil()
+        self._finish(ending, message)
 
     def _on_frame(self, frame: wire.Frame) -> None:
+        if frame.kind == wire.READY and frame.token == bytes(wire.TOKEN_BYTES):
+            return
+        if frame.kind == wire.UNCONFINED and self._child.uses <= 1:
+            failure = ServerFailed(*wire.unconfined(frame.payload))
+            self._done.set_exception(failure)
+            return
         if frame.token != self._token:
             raise wire.ProtocolError("a frame without this execution's token")
         if frame.kind == wire.LOG:
-            self._on_log_frame(frame.payload)
+            self._logs.on_frame(frame.payload)
         elif frame.kind == wire.RESULT:
             if len(frame.payload) > self._call.limits.output_bytes:
                 raise wire.TooLarge(f"a result of {len(frame.payload)} bytes")
@@ -173,121 +238,32 @@ class Session:
             self._outgoing.clear()  # it is dead: the reading side hears of it
         if bool(self._outgoing) != self._writing:
             self._writing = not self._writing
-            channel = self._child.channel.fileno()
             if self._writing:
-                self._loop.add_writer(channel, self._write)
+                self._loop.add_writer(self._channel, self._write)
             else:
-                self._loop.remove_writer(channel)
+                self._loop.remove_writer(self._channel)
 
-    # --- logs --------------------------------------------------------------------------------
+    # --- output past sys.stdout --------------------------------------------------------------
 
-    def _on_log_frame(self, payload: bytes) -> None:
-        if self._log_left < 0:
-            self._dropped += len(payload) + wire.LINE_COST_BYTES
-            if self._dropped > _FLOOD_RATIO * self._call.limits.log_bytes + 1024 * 1024:
-                raise wire.ProtocolError("a flood of log lines")
-            return
-        line = wire.decode(payload)
-        if not isinstance(line, dict):
-            raise wire.ProtocolError("a log line must be an object")
-        stream, level = line.get("stream"), line.get("level")
-        message, fields = line.get("message"), line.get("fields", {})
-        if (
-            stream not in ("stdout", "stderr", "log")
-            or (level not in _LEVELS if stream == "log" else level is not None)
-            or not isinstance(message, str)
-            or not isinstance(fields, dict)
-        ):
-            raise wire.ProtocolError("not a log line")
-        size = len(message) if not fields else len(payload)
-        self._keep(LogLine(_now_ms(), stream, message, level, fields), size)
+    def _read_output(self) -> None:
+        """What C code or a crashing interpreter wrote to descriptors 1 and 2, a buffer at most
+        each time: who writes more waits."""
+        self._logs.on_output("stdout", _read(self._child.stdout))
+        self._logs.on_output("stderr", _read(self._child.stderr))
 
-    def _on_output(self, stream: str) -> None:
-        """Bytes written to descriptor 1 or 2 past sys.stdout: C code, a crashing interpreter."""
-        fd = self._pipes[stream]
-        try:
-            data = os.read(fd, _PIPE_READ_BYTES)
-        except BlockingIOError:
-            return
-        if not data:
-            self._loop.remove_reader(fd)
-            return
-        self._keep_output(stream, data)
-        if self._log_left < 0:
-            self._loop.remove_reader(fd)
-            self._paused[stream] = self._loop.call_later(
-                _PIPE_PAUSE_S, self._loop.add_reader, fd, self._on_output, stream
-            )
-
-    def _keep_output(self, stream: str, data: bytes) -> None:
-        if self._log_left < 0:
-            return
-        *lines, rest = (bytes(self._partial[stream]) + data).split(b"\n")
-        if len(rest) > _PIPE_READ_BYTES:
-            lines.append(rest)
-            rest = b""
-        self._partial[stream] = bytearray(rest)
-        for text in lines:
-            if self._log_left < 0:
-                return
-            name: Any = stream
-            self._keep(LogLine(_now_ms(), name, text.decode("utf-8", "replace")), len(text))
-
-    def _drain_output(self) -> None:
-        """What is still in the pipes of a child that has ended, with unfinished lines."""
-        for stream, fd in self._pipes.items():
-            while self._log_left >= 0:
-                try:
-                    data = os.read(fd, _PIPE_READ_BYTES)
-                except BlockingIOError:
-                    break
-                if not data:
-                    break
-                self._keep_output(stream, data)
-            if self._partial[stream]:
-                self._keep_output(stream, b"\n")
-
-    def _keep(self, line: LogLine, size: int) -> None:
-        if self._log_left < 0:
-            return
-        self._log_left -= size + wire.LINE_COST_BYTES
-        if self._log_left < 0:
-            line = LogLine(line.at_ms, line.stream, _TRUNCATED, line.level)
-        self._logs.append(line)
-        if self._on_log is not None:
-            self._on_log(line)
+    def _listen(self) -> None:
+        self._loop.add_reader(self._channel, self._on_channel)
+        self._listening = True
 
     def _stop_listening(self) -> None:
-        for timer in self._paused.values():
-            timer.cancel()
-        channel = self._child.channel.fileno()
-        if not self._done.done() or self._done.cancelled():
-            self._loop.remove_reader(channel)
+        if self._listening:
+            self._loop.remove_reader(self._channel)
         if self._writing:
-            self._loop.remove_writer(channel)
-        for fd in self._pipes.values():
-            self._loop.remove_reader(fd)
+            self._loop.remove_writer(self._channel)
 
 
-def _cpu_ns(host_pid: int) -> int:
-    """CPU time of a process that lives (clock_getcpuclockid(3)); 0 if it does not."""
+def _read(fd: int) -> bytes:
     try:
-        return time.clock_gettime_ns(~host_pid << 3 | 2)
-    except OSError:
-        return 0
-
-
-def _usage_now(host_pid: int, wall_ms: int, cpu_before_ns: int) -> Usage | None:
-    """What a living process has used, as the kernel counts; None where that cannot be read."""
-    cpu_ns = _cpu_ns(host_pid) - cpu_before_ns
-    try:
-        with open(f"/proc/{host_pid}/status", "rb") as file:
-            status = file.read()
-        peak_kib = int(status.split(b"VmHWM:", 1)[1].split(None, 1)[0])
-    except (OSError, IndexError, ValueError):
-        return None
-    return Usage(wall_ms, round(cpu_ns / 1e6), peak_kib * 1024)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+        return os.read(fd, _PIPE_READ_BYTES)
+    except BlockingIOError:
+        return b""

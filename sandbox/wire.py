@@ -17,15 +17,20 @@ from typing import Any, NamedTuple
 __all__ = [
     "CONTEXT",
     "DEPTH_MAX",
+    "ENDED",
+    "FORKED",
     "LINE_COST_BYTES",
     "LOG",
     "MESSAGE_MAX_BYTES",
     "PROBLEM",
+    "PROFILES",
+    "READY",
     "REQUEST",
     "RESULT",
     "SPAWN",
     "TAKE",
     "TOKEN_BYTES",
+    "UNCONFINED",
     "Frame",
     "FrameReader",
     "ProtocolError",
@@ -33,18 +38,25 @@ __all__ = [
     "decode",
     "encode",
     "frame",
+    "unconfined",
 ]
 
 # Kinds. From the pool: the request, the context when asked. From the child: an empty CONTEXT asks.
 REQUEST, CONTEXT, LOG, RESULT, PROBLEM = b"Q", b"C", b"L", b"R", b"X"
+# Before any request, with a token of zeros: the child is ready; why it could not be confined.
+READY, UNCONFINED = b"Y", b"U"
 
 TOKEN_BYTES = 8
 LINE_COST_BYTES = 100  # an empty log line that is kept costs memory, a row and a wake-up too
 DEPTH_MAX = 200  # as deep as the daemon's own JSON parser goes
 
-# Commands from the pool to a fork server, one message each; both are ours and trusted.
+# Messages between the pool and a fork server; both are ours and trusted.
 MESSAGE_MAX_BYTES = 64 * 1024
-SPAWN = struct.Struct("=cII")  # b"S", number, cpu
+PROFILES = ("python", "python+network", "node", "node+network")
+SPAWN = struct.Struct("=cIBH")  # b"S", number, index of the profile, heap in MiB (node)
+FORKED = struct.Struct("=cI")  # b"F", number; with channel, stdout, stderr and pidfd
+# b"E", number, wait status, CPU in microseconds, peak in KiB, ended by the memory watch, taken
+ENDED = struct.Struct("=cIiQQ??")
 # b"T", number, memory bytes, cpu seconds, open files, threads, temp bytes; the path, a zero byte
 TAKE = struct.Struct("=cIQIIIQ")
 
@@ -78,6 +90,15 @@ class FrameReader:
         self._limit = limit_bytes + _HEADER_BYTES
         self._buffer = bytearray()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether every byte fed belonged to a frame, and nobody called `spoil`."""
+        return not self._buffer
+
+    def spoil(self) -> None:
+        """Something is wrong with this stream: it is never empty again."""
+        self._buffer += b"!"
+
     def feed(self, data: bytes) -> list[Frame]:
         """Take bytes and return the frames they complete; raises TooLarge or ProtocolError.
 
@@ -106,6 +127,14 @@ class FrameReader:
 def frame(kind: bytes, token: bytes, payload: bytes) -> bytes:
     """One frame as bytes."""
     return _LENGTH.pack(_HEADER_BYTES + len(payload)) + kind + token + payload
+
+
+def unconfined(payload: bytes) -> tuple[str, str]:
+    """The layer and the reason that an UNCONFINED frame names; raises ProtocolError."""
+    said = decode(payload)
+    if not isinstance(said, dict):
+        raise ProtocolError("not a layer and a reason")
+    return str(said.get("layer", ""))[:100], str(said.get("reason", ""))[:1000]
 
 
 def encode(value: Any) -> bytes:

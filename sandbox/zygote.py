@@ -1,35 +1,37 @@
-"""The fork server: a small, single-threaded interpreter that makes confined children.
+"""The fork server of one slot: a small, single-threaded interpreter that makes confined children.
 
 Started by exec with an empty environment, never forked from the daemon, so nothing of the daemon's
 memory can be in a child. It confines itself (`confine.SERVER_STEPS`), forks children ahead of
 their calls, attaches the package once a call comes, sets the call's limits, watches resident
 memory, reaps and reports. It never reads a request or a result, and dies with its parent.
 
-Protocol (SOCK_SEQPACKET; the pool commands in fixed binary, so that a package's path is never
-left in memory that later children inherit; the answers are JSON with descriptors):
-`S` spawn -> {"ready": n} + channel, stdout, stderr, pidfd | {"failed": layer, "reason"};
-`T` take n with limits and package -> {"taken": n} | {"refused": n, "reason"};
-and, unasked, {"ended": n, "status", "cpu_us", "peak_kib", "memory"}.
+Protocol (SOCK_SEQPACKET, one message each; `wire` has the layouts). From the pool `S` spawn and
+`T` take: fixed binary, so that a package's path is never left in memory that later children
+inherit; `P` ping, answered alike. To the pool `F` forked (with channel, stdout, stderr, pidfd),
+`E` ended, and JSON for what is rare: {"started", "missing"} (with the gateway's sockets),
+{"failed": layer, "reason"}, {"refused": n, "reason", "dead"}. A child says on its own channel that
+it is ready, or why it could not be confined.
 """
 
 from __future__ import annotations
 
 import _socket
-import fcntl
 import gc
 import importlib
 import json
 import os
+import random
 import resource
 import select
 import signal
 import struct
 import traceback
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-from sandbox import confine, linux, runner
-from sandbox.wire import MESSAGE_MAX_BYTES, SPAWN, TAKE
+from sandbox import confine, linux, nodejs, wire
+from sandbox.runner import Runner
+from sandbox.wire import ENDED, FORKED, MESSAGE_MAX_BYTES, SPAWN, TAKE
 
 __all__ = ["main"]
 
@@ -37,11 +39,13 @@ __all__ = ["main"]
 # does not find it here much more.
 _PRELOAD = (
     *("base64", "collections", "dataclasses", "datetime", "functools", "importlib.util"),
-    *("itertools", "math", "random", "re", "string", "time", "typing"),
+    *("itertools", "math", "re", "string", "threading", "time", "typing"),
 )
 _PAGE = resource.getpagesize()
 _WATCH_MS = 100  # resident memory is looked at this often
-_CHANNEL_FD, _STATUS_FD = 3, 4
+_CHANNEL_FD = 3
+_READY = wire.frame(wire.READY, bytes(wire.TOKEN_BYTES), b"")
+_WARM_UPS = 20  # after 8 rounds the interpreter stops rewriting the code it runs
 
 
 @dataclass(slots=True)
@@ -50,8 +54,8 @@ class _Child:
     pid: int
     pidfd: int
     mounts: int  # its mount namespace, -1 if it has none of its own
-    status: int  # the pipe on which it says that it is confined
-    pool_fds: list[int]
+    go: int  # the pipe on which it is told that its package is there, -1 once it was
+    node: bool
     memory_max: int = 0  # resident bytes; 0 until taken
     over_memory: bool = False
 
@@ -60,6 +64,9 @@ def main(control_fd: int) -> None:
     """Confine, then serve until the pool goes away. Never returns."""
     linux.parent_death_signal(signal.SIGKILL)
     control = _socket.socket(fileno=control_fd)
+    os.set_inheritable(control_fd, False)
+    while os.open("/dev/null", os.O_RDWR) <= _CHANNEL_FD:
+        pass  # so that no descriptor of ours has the number of one of a child's
     message = control.recv(MESSAGE_MAX_BYTES)
     if not message:
         os._exit(0)  # the parent died before it said anything
@@ -71,26 +78,35 @@ def main(control_fd: int) -> None:
         importlib.import_module(name)
     os.environ.clear()
     os.environ.update(HOME="/", LANG="C.UTF-8", PATH="", TMPDIR=confine.TEMP)
+    runner = Runner(_CHANNEL_FD)
+    runner.warm_up(start["warm"], _WARM_UPS)
     plan = confine.Plan(
         layers=frozenset(start["layers"]),
         required=frozenset(start["required"]),
         host_uid=start["host_uid"],
-        seccomp_program=bytes.fromhex(start["seccomp"]),
+        cpu=start["cpu"],
+        ports=tuple(start["ports"]),
+        filters={name: bytes.fromhex(text) for name, text in start["filters"].items()},
+        node=start["node"],
     )
+    if plan.node:
+        nodejs.open_program(plan.node)
     try:
         host_view, own_view = _confine_server(plan, control)
     except confine.LayerFailed as exc:
-        _answer(control, {"failed": exc.layer, "reason": exc.reason})
+        _tell(control, {"failed": exc.layer, "reason": exc.reason})
         os._exit(1)
-    _answer(control, {"started": True, "missing": plan.missing})
+    _tell(control, {"started": True, "missing": plan.missing}, plan.listeners)
+    for fd in plan.listeners:
+        os.close(fd)
     gc.collect()
     gc.freeze()
     gc.disable()
-    _Server(control, plan, host_view, own_view).serve()
+    _Server(control, plan, runner, host_view, own_view).serve()
 
 
 def _be_first_to_go() -> None:
-    """If the host runs out of memory, the kernel takes a handler, not the daemon (proc(5))."""
+    """If memory runs out, the kernel takes a handler, then a fork server, not the daemon."""
     try:
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write("1000")
@@ -101,14 +117,14 @@ def _be_first_to_go() -> None:
 def _confine_server(plan: confine.Plan, control: _socket.socket) -> tuple[int, int]:
     """Returns descriptors of the two mount namespaces: the host's view and the private root."""
     confine.take_steps(confine.SERVER_STEPS, plan)
-    if "pid-namespace" in plan.layers and "pid-namespace" not in plan.missing:
+    if plan.has("pid-namespace"):
         pid = os.fork()  # the first process after unshare is process 1 of the new namespace
         if pid:
             control.close()
             _, status = os.waitpid(pid, 0)
             os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
         linux.parent_death_signal(signal.SIGKILL)
-    if "mount-namespace" not in plan.layers or "mount-namespace" in plan.missing:
+    if not plan.has("mount-namespace"):
         return -1, -1
     host_view = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY)
     confine.take_steps(confine.ROOT_STEPS, plan)
@@ -117,38 +133,44 @@ def _confine_server(plan: confine.Plan, control: _socket.socket) -> tuple[int, i
 
 class _Server:
     def __init__(
-        self, control: _socket.socket, plan: confine.Plan, host_view: int, own_view: int
+        self,
+        control: _socket.socket,
+        plan: confine.Plan,
+        runner: Runner,
+        host_view: int,
+        own_view: int,
     ) -> None:
         self._control = control
         self._plan = plan
+        self._runner = runner
         self._host_view = host_view
         self._own_view = own_view
         self._own_pids = -1
-        if "pid-namespace" in plan.layers:
+        if plan.has("pid-namespace"):
             self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
         self._children: dict[int, _Child] = {}
         self._by_fd: dict[int, _Child] = {}
         self._poll = select.poll()
         self._poll.register(control.fileno(), select.POLLIN)
         self._buffer = bytearray(MESSAGE_MAX_BYTES)
+        self._steps = {
+            name: confine.steps_for(plan, name) for name in (plan.filters or wire.PROFILES)
+        }
         with open("/proc/self/statm", encoding="ascii") as file:
             size, resident = file.read().split()[:2]
         # What every child has before its handler allocates anything.
         self._bare_size, self._bare_resident = int(size) * _PAGE, int(resident) * _PAGE
         linux.limit_malloc_arenas(2)
 
-    def serve(self) -> None:
+    def serve(self) -> NoReturn:
+        control = self._control.fileno()
         while True:
             taken = any(child.memory_max for child in self._children.values())
             for fd, _event in self._poll.poll(_WATCH_MS if taken else None):
-                if fd == self._control.fileno():
+                if fd == control:
                     self._command()
-                elif (child := self._by_fd.get(fd)) is None:
-                    continue
-                elif fd == child.status:
-                    self._confined(child)
                 else:
-                    self._ended(child)
+                    self._ended(self._by_fd[fd])
             if taken:
                 self._watch_memory()
 
@@ -161,17 +183,19 @@ class _Server:
             os._exit(0)  # the pool is gone; every child dies with this process
         kind = self._buffer[0]
         if kind == ord("S"):
-            _, number, cpu = SPAWN.unpack_from(self._buffer)
-            self._spawn(number, cpu)
+            _, number, profile, heap_mib = SPAWN.unpack_from(self._buffer)
+            self._spawn(number, wire.PROFILES[profile], heap_mib)
         elif kind == ord("T"):
             self._take(memoryview(self._buffer)[:size])
+        elif kind == ord("P"):
+            _send(self._control, b"P")
         linux.wipe(self._buffer, size)
 
-    def _spawn(self, number: int, cpu: int) -> None:
-        channel, pool_channel = _socket.socketpair()
+    def _spawn(self, number: int, profile: str, heap_mib: int) -> None:
+        pool_channel, channel = _socket.socketpair()
+        go_read, go_write = os.pipe()
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
-        status_read, status_write = os.pipe()
         mounts = -1
         if self._own_view >= 0:
             linux.unshare(linux.CLONE_NEWNS)  # the child's: it is forked into it
@@ -180,35 +204,25 @@ class _Server:
             # Only a process whose children go to its own namespace may ask for another one.
             linux.setns(self._own_pids, linux.CLONE_NEWPID)
             linux.unshare(linux.CLONE_NEWPID)
-        self._plan.cpu = cpu
-        pid = os.fork()
+        self._plan.profile = profile
+        pid = linux.fork()
         if pid == 0:
-            _child(self._plan, channel.fileno(), out_write, err_write, status_write)
+            fds = (go_read, out_write, err_write, channel.detach())
+            _child(self._plan, self._steps[profile], self._runner, fds, heap_mib)
         if mounts >= 0:
             linux.setns(self._own_view, linux.CLONE_NEWNS)
-        for fd in (channel.fileno(), out_write, err_write, status_write):
-            if fd == channel.fileno():
-                channel.detach()
+        channel.close()
+        for fd in (go_read, out_write, err_write):
             os.close(fd)
         pidfd = os.pidfd_open(pid)
-        fds = [pool_channel.detach(), out_read, err_read]
-        child = _Child(number, pid, pidfd, mounts, status_read, fds)
-        self._children[number] = self._by_fd[pidfd] = self._by_fd[status_read] = child
+        node = profile.startswith("node")
+        child = _Child(number, pid, pidfd, mounts, go_write, node)
+        self._children[number] = self._by_fd[pidfd] = child
         self._poll.register(pidfd, select.POLLIN)
-        self._poll.register(status_read, select.POLLIN)
-
-    def _confined(self, child: _Child) -> None:
-        said = os.read(child.status, 4096)
-        self._forget_fd(child.status)
-        child.status = -1
-        if said == b"+":
-            _answer(self._control, {"ready": child.number}, [*child.pool_fds, child.pidfd])
-        else:
-            failed = json.loads(said) if said else {"failed": "", "reason": "the child died"}
-            _answer(self._control, {**failed, "child": child.number})
-        for fd in child.pool_fds:
+        ours = (pool_channel.detach(), out_read, err_read)
+        _send(self._control, FORKED.pack(b"F", number), (*ours, pidfd))
+        for fd in ours:
             os.close(fd)
-        child.pool_fds = []
 
     def _take(self, message: memoryview) -> None:
         _, number, memory, cpu_s, files, threads, temp = TAKE.unpack_from(message)
@@ -216,33 +230,41 @@ class _Server:
         try:
             if child is None or _is_dead(child.pidfd):
                 raise ProcessLookupError(3, "the process has ended")
-            if child.mounts >= 0 and self._has("private-root"):
+            if child.mounts >= 0 and self._plan.has("private-root"):
                 confine.attach(
                     message[TAKE.size :], self._host_view, child.mounts, self._own_view, temp
                 )
-            if self._has("rlimits"):
-                self._limit(child.pid, memory, cpu_s, files, threads, temp)
-            child.memory_max = self._bare_resident + memory
-            _answer(self._control, {"taken": number})
+            if self._plan.has("rlimits"):
+                self._limit(child, memory, cpu_s, files, threads, temp)
+            base = nodejs.RESIDENT_BYTES if child.node else self._bare_resident
+            child.memory_max = base + memory
+            os.write(child.go, b"!")
+            os.close(child.go)
+            child.go = -1
         except OSError as exc:
-            dead = isinstance(exc, ProcessLookupError)
-            _answer(self._control, {"refused": number, "reason": exc.strerror, "dead": dead})
+            dead = isinstance(exc, ProcessLookupError | BrokenPipeError)
+            _tell(self._control, {"refused": number, "reason": exc.strerror, "dead": dead})
 
     def _limit(
-        self, pid: int, memory: int, cpu_s: int, files: int, threads: int, temp: int
+        self, child: _Child, memory: int, cpu_s: int, files: int, threads: int, temp: int
     ) -> None:
+        if child.node:  # V8 reserves address space by the gigabyte
+            space = (resource.RLIMIT_DATA, nodejs.data_limit(memory))
+            threads += nodejs.THREADS
+        else:
+            space = (resource.RLIMIT_AS, self._bare_size + memory)
         for kind, value in (
-            (resource.RLIMIT_AS, self._bare_size + memory),
+            space,
             (resource.RLIMIT_CPU, cpu_s),  # process 1 ignores SIGXCPU; the hard limit kills
             (resource.RLIMIT_NOFILE, files),
             (resource.RLIMIT_NPROC, threads + 1),
             (resource.RLIMIT_FSIZE, temp),
         ):
-            resource.prlimit(pid, kind, (value, value))
+            resource.prlimit(child.pid, kind, (value, value))
 
     def _watch_memory(self) -> None:
         """A backstop to RLIMIT_AS, and the only limit where that layer is missing."""
-        if not self._has("memory-watchdog"):
+        if not self._plan.has("memory-watchdog"):
             return
         for child in self._children.values():
             if child.memory_max and not child.over_memory:
@@ -256,54 +278,50 @@ class _Server:
                     signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
 
     def _ended(self, child: _Child) -> None:
-        if child.status >= 0:
-            self._confined(child)
         _, status, usage = os.wait4(child.pid, 0)
-        self._forget_fd(child.pidfd)
-        if child.mounts >= 0:
-            os.close(child.mounts)
-        del self._children[child.number]
-        _answer(
-            self._control,
-            {
-                "ended": child.number,
-                "status": status,
-                "cpu_us": round((usage.ru_utime + usage.ru_stime) * 1e6),
-                "peak_kib": usage.ru_maxrss,
-                "memory": child.over_memory,
-            },
+        self._poll.unregister(child.pidfd)
+        del self._by_fd[child.pidfd], self._children[child.number]
+        for fd in (child.pidfd, child.mounts, child.go):
+            if fd >= 0:
+                os.close(fd)
+        cpu_us = round((usage.ru_utime + usage.ru_stime) * 1e6)
+        said = ENDED.pack(
+            b"E",
+            child.number,
+            status,
+            cpu_us,
+            usage.ru_maxrss,
+            child.over_memory,
+            child.memory_max > 0,
         )
-
-    def _has(self, layer: str) -> bool:
-        return layer in self._plan.layers and layer not in self._plan.missing
-
-    def _forget_fd(self, fd: int) -> None:
-        self._poll.unregister(fd)
-        del self._by_fd[fd]
-        os.close(fd)
+        _send(self._control, said)
 
 
-def _child(plan: confine.Plan, channel: int, out: int, err: int, status: int) -> None:
-    """Never returns: whatever happens ends this process."""
+def _child(
+    plan: confine.Plan,
+    steps: tuple[confine.Step, ...],
+    runner: Runner,
+    fds: tuple[int, int, int, int],
+    heap_mib: int,
+) -> NoReturn:
+    """Whatever happens ends this process."""
     try:
         gc.enable()
-        high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 64) for fd in (out, err, channel, status)]
-        for number, fd in enumerate(high, start=1):
+        for number, fd in enumerate(fds):
             os.dup2(fd, number)
-        # Its own: flags of an open file (F_SETFL) are shared by all who inherited it, so one
-        # execution could leave a word there for the next.
-        os.close(0)
-        os.open("/dev/null", os.O_RDONLY)
-        linux.close_range(_STATUS_FD + 1)
         try:
-            confine.take_steps(confine.CHILD_STEPS, plan)
+            confine.take_steps(steps, plan)
         except confine.LayerFailed as exc:
-            said = {"failed": exc.layer, "reason": exc.reason}
-            os.write(_STATUS_FD, json.dumps(said).encode())
+            said = json.dumps({"layer": exc.layer, "reason": exc.reason}).encode()
+            os.write(_CHANNEL_FD, wire.frame(wire.UNCONFINED, bytes(wire.TOKEN_BYTES), said))
             os._exit(1)
-        os.write(_STATUS_FD, b"+")
-        os.close(_STATUS_FD)
-        runner.serve(_CHANNEL_FD)
+        if plan.profile.startswith("node"):
+            linux.close_range(_CHANNEL_FD + 1, nodejs.PROGRAM_FD - 1)
+            nodejs.start(heap_mib)
+        linux.close_range(_CHANNEL_FD + 1)
+        os.write(_CHANNEL_FD, _READY)
+        random.seed()  # every child was born with the same state
+        runner.serve()
     except BaseException:
         traceback.print_exc()
     finally:
@@ -316,12 +334,16 @@ def _is_dead(pidfd: int) -> bool:
     return bool(poll.poll(0))
 
 
-def _answer(control: _socket.socket, message: dict[str, Any], fds: list[int] | None = None) -> None:
+def _tell(control: _socket.socket, message: dict[str, Any], fds: list[int] | None = None) -> None:
+    _send(control, json.dumps(message).encode(), tuple(fds or ()))
+
+
+def _send(control: _socket.socket, message: bytes, fds: tuple[int, ...] = ()) -> None:
     ancillary = []
     if fds:
         packed = struct.pack(f"{len(fds)}i", *fds)
         ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)]
     try:
-        control.sendmsg([json.dumps(message).encode()], ancillary)
+        control.sendmsg([message], ancillary)
     except OSError:
         os._exit(0)  # the pool is gone

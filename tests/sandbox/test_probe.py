@@ -25,6 +25,7 @@ def test_probe_prints_a_line_for_every_layer():
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == list(sandbox.ALL_LAYERS)
     assert [line.split()[0] for line in lines if line.split()[1] == "missing"] == [
+        "landlock",
         "cgroup",
         "network",
     ]

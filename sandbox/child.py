@@ -1,0 +1,136 @@
+"""One confined process as the pool holds it: its channel, its output, its death.
+
+Owns the four descriptors that came with it and closes them once. It promises that `kill` reaches
+the process and everything it started (it is process 1 of its PID namespace, pid_namespaces(7)),
+and that `ended` is resolved exactly once, by whoever hears of the death. It reads no frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["Child", "Ended", "Profile"]
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a child is made for, before its call is known. `name` is one of `wire.PROFILES`."""
+
+    name: str = "python"
+    heap_mib: int = 0
+
+    @property
+    def is_node(self) -> bool:
+        """Whether it is started by an exec, which takes 30 ms instead of 3."""
+        return self.name.startswith("node")
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.heap_mib}" if self.heap_mib else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a child died; `wait_status` None if its server died with it. `taken`: it had been given
+    its package, so a handler may have run."""
+
+    wait_status: int | None
+    cpu_ms: int = 0
+    peak_memory_bytes: int = 0
+    over_memory: bool = False
+    taken: bool = True
+
+
+class Child:
+    """A confined process that waits for a call, or runs one. Close it when done with it."""
+
+    def __init__(
+        self,
+        number: int,
+        profile: Profile,
+        fds: list[int],
+        ended: asyncio.Future[Ended],
+        on_closed: Callable[[Child], None],
+    ) -> None:
+        self.number = number
+        self.profile = profile
+        self.channel = socket.socket(fileno=fds[0])
+        self.channel.setblocking(False)
+        self.stdout, self.stderr, self._pidfd = fds[1:]
+        os.set_blocking(self.stdout, False)
+        os.set_blocking(self.stderr, False)
+        self.ended = ended
+        self.made_at = time.monotonic()
+        self.uses = 0
+        self.idle_since = self.idle_s = 0.0  # while it is kept for another execution
+        # Told, in words, that its package could not be attached; nothing has run then.
+        self.on_refused: Callable[[str], None] | None = None
+        self._on_closed = on_closed
+        self._status = -1
+        self.host_pid = _pid_of(self._pidfd)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether `close` has not been called."""
+        return self._pidfd >= 0
+
+    def kill(self) -> None:
+        """Kill it and everything it started; nothing happens if it is dead already."""
+        self._signal(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Let nothing of it run until `go_on`."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it run again."""
+        self._signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """Kill it and let go of its descriptors."""
+        self.kill()
+        if self._pidfd >= 0:
+            self.channel.close()
+            for fd in (self.stdout, self.stderr, self._pidfd, self._status):
+                if fd >= 0:
+                    os.close(fd)
+            self._pidfd = -1
+            self._on_closed(self)
+
+    def cpu_ns(self) -> int:
+        """CPU time so far (clock_getcpuclockid(3)); 0 once it is dead."""
+        try:
+            return time.clock_gettime_ns(~self.host_pid << 3 | 2)
+        except OSError:
+            return 0
+
+    def peak_memory_bytes(self) -> int | None:
+        """Its highest resident memory (VmHWM of proc(5)); None once it is dead."""
+        try:
+            if self._status < 0:
+                self._status = os.open(f"/proc/{self.host_pid}/status", os.O_RDONLY)
+            status = os.pread(self._status, 2048, 0)
+            return int(status.split(b"VmHWM:", 1)[1].split(None, 1)[0]) * 1024
+        except (OSError, IndexError, ValueError):
+            return None
+
+    def _signal(self, number: int) -> None:
+        if self._pidfd >= 0:
+            try:
+                signal.pidfd_send_signal(self._pidfd, number)
+            except ProcessLookupError:
+                pass
+
+
+def _pid_of(pidfd: int) -> int:
+    """The process id as this process's /proc shows it (pidfd_open(2), fdinfo)."""
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("Pid:"):
+                return int(line.split()[1])
+    return -1

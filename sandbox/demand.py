@@ -1,0 +1,45 @@
+"""How many children of one kind to keep waiting: pure.
+
+Sizes follow demand between a floor and a ceiling: a kind that was called lately keeps spares, more
+the faster the calls come, and none once nobody has asked for a while.
+"""
+
+from __future__ import annotations
+
+__all__ = ["IDLE_S", "Demand"]
+
+IDLE_S = 60.0
+_HALF_LIFE_S = 5.0
+# What is called once in a while gets one spare; one more for every so many calls a second.
+_PER_SPARE = 10.0
+
+
+class Demand:
+    """The calls of one kind of child; times are seconds of one monotonic clock."""
+
+    __slots__ = ("_ceiling", "_floor", "_last", "_rate")
+
+    def __init__(self, floor: int, ceiling: int) -> None:
+        self._floor, self._ceiling = floor, max(floor, ceiling)
+        self._last, self._rate = float("-inf"), 0.0
+
+    def called(self, now: float) -> None:
+        """A child of this kind was asked for."""
+        self._rate = self._decayed(now) + 1 / _HALF_LIFE_S
+        self._last = now
+
+    def spares(self, now: float) -> int:
+        """How many should wait."""
+        if self.is_idle(now):
+            return self._floor
+        wanted = 1 + int(self._decayed(now) / _PER_SPARE)
+        return max(self._floor, min(self._ceiling, wanted))
+
+    def is_idle(self, now: float) -> bool:
+        """Whether nobody asks for them any more; a kind with a floor is never idle."""
+        return self._floor == 0 and now - self._last > IDLE_S
+
+    def _decayed(self, now: float) -> float:
+        if self._rate == 0.0:
+            return 0.0
+        return self._rate * float(0.5 ** ((now - self._last) / _HALF_LIFE_S))

@@ -1,0 +1,1 @@
+"""The gateway through which handlers reach the internet and nothing inside."""

@@ -1,0 +1,227 @@
+"""One place for an execution at a time: its fork server, CPU, control group and gateway.
+
+Owns what is slow to make or needs privilege, so that executions need not make it. Also keeps the
+processes that an operator lets serve again (`Reuse`); nothing of those runs between their
+executions. It promises that a kept process only ever serves calls with one and the same key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any
+
+from sandbox import nodejs
+from sandbox.child import Child, Profile
+from sandbox.forkserver import ForkServer, ServerFailed
+from sandbox.model import MIB, Call, PoolSettings
+
+if TYPE_CHECKING:
+    from sandbox.cgroup import Group
+    from sandbox.egress.gateway import Gateway
+
+__all__ = ["Slot", "key_of", "profile_of"]
+
+KEPT_MAX = 8
+# What the group holds besides the handler: the fork server, its spares, kernel memory for all.
+_GROUP_SLACK_BYTES = 96 * MIB
+_GROUP_SLACK_TASKS = 64
+_STOP_AFTER_S = 0.05
+# A fork server is replaced after so many executions or seconds: its children share the layout of
+# its memory and its hash seed.
+_SERVER_CALLS_MAX, _SERVER_AGE_MAX_S = 5_000, 3600.0
+
+
+def profile_of(call: Call) -> Profile:
+    """The kind of child that a call needs."""
+    suffix = "" if call.policy.network is None else "+network"
+    heap_mib = nodejs.heap_mib(call.limits.memory_bytes) if call.runtime == "node" else 0
+    return Profile(call.runtime + suffix, heap_mib)
+
+
+def key_of(call: Call) -> Hashable:
+    """What must be the same for two calls to share a process; None for a call that shares none."""
+    if call.reuse is None:
+        return None
+    where = (call.package_dir, call.entrypoint, call.runtime, call.tenant_id)
+    return (*where, call.limits, call.policy, call.reuse)
+
+
+class Slot:
+    """A fork server with everything that one execution at a time may use of the host."""
+
+    def __init__(
+        self, number: int, start: dict[str, Any], settings: PoolSettings, group: Group | None
+    ) -> None:
+        self.number = number
+        self.group = group
+        self._settings = settings
+        self._start = start
+        self._loop = asyncio.get_running_loop()
+        self._listeners: list[int] = []
+        self._gateway: Gateway | None = None
+        self._kept: dict[Hashable, Child] = {}
+        self._stopped: set[Child] = set()
+        self._stopping: dict[Child, asyncio.TimerHandle] = {}
+        self.idle_since = self._loop.time()
+        self.server: ForkServer | None = None
+        self._closed = False
+
+    @property
+    def kept(self) -> int:
+        """How many processes are kept for another execution."""
+        return len(self._kept)
+
+    def launch(self) -> ForkServer:
+        """The slot's fork server, started if it was not; raises ServerFailed after `close`, and
+        OSError if it cannot be executed."""
+        if self._closed:
+            raise ServerFailed("", "the pool is closed")
+        if self.server is None:
+            join: Callable[[int], None] = self.group.add if self.group else lambda _pid: None
+            server = ForkServer(self._start, self._settings, join, self._take_listeners)
+            server.launch()
+            self.server = server
+        return self.server
+
+    def check(self) -> None:
+        """See that the slot's fork server answers."""
+        if self.server is not None:
+            self.server.check()
+
+    def gateway(self) -> Gateway | None:
+        """The gateway of the slot's network; None if its server could not open one."""
+        if self._gateway is None and self._listeners:
+            from sandbox.egress.gateway import Gateway  # its libraries are for those who need them
+
+            self._gateway = Gateway(self._listeners, self._settings.ports)
+            self._listeners = []
+        return self._gateway
+
+    def limit(self, call: Call) -> None:
+        """Bound the slot's control group for this call."""
+        if self.group is not None:
+            kept = sum(child.peak_memory_bytes() or 0 for child in self._kept.values())
+            self.group.limit(
+                memory_bytes=call.limits.memory_bytes + _GROUP_SLACK_BYTES + kept,
+                tasks=call.limits.threads + _GROUP_SLACK_TASKS,
+                cpu_share=call.limits.cpu_share,
+            )
+
+    # --- kept processes ----------------------------------------------------------------------
+
+    def has_kept(self, key: Hashable) -> bool:
+        """Whether a process waits for a call with this key."""
+        return key in self._kept
+
+    def prepare(self, call: Call) -> None:
+        """Nothing of another execution runs, or has the network, while this one does."""
+        for key, child in list(self._kept.items()):
+            both = call.policy.network is not None and child.profile.name.endswith("+network")
+            if both and key != key_of(call):
+                self._drop(key)
+            else:
+                self._stop(child)
+
+    def take_kept(self, key: Hashable) -> Child | None:
+        """A process that served this key before and may serve it again."""
+        child = self._kept.pop(key, None)
+        if child is None:
+            return None
+        if timer := self._stopping.pop(child, None):
+            timer.cancel()
+        if child in self._stopped:
+            self._stopped.discard(child)
+            child.go_on()
+        if child.ended.done() or not _is_silent(child.channel):
+            child.close()
+            return None
+        return child
+
+    def keep(self, call: Call, child: Child) -> bool:
+        """Keep a process for another call like this one, unless it has had its time."""
+        key, reuse = key_of(call), call.reuse
+        if reuse is None or child.uses >= reuse.uses or key in self._kept:
+            return False
+        if self._loop.time() - child.made_at > reuse.age_ms / 1000:
+            return False
+        if len(self._kept) >= KEPT_MAX:
+            self._drop(next(iter(self._kept)))
+        self._kept[key] = child
+        self._stopping[child] = self._loop.call_later(_STOP_AFTER_S, self._stop, child)
+        child.idle_s = reuse.idle_ms / 1000
+        child.idle_since = self._loop.time()
+        return True
+
+    def holds(self, child: Child) -> bool:
+        """Whether this process is kept here."""
+        return child in self._kept.values()
+
+    def trim(self, now: float, is_extra: bool, is_free: bool) -> None:
+        """Let go of what has been idle for long: kept processes, spares, the whole server of an
+        extra slot; and replace a server that has become old."""
+        for key, child in list(self._kept.items()):
+            if now - child.idle_since > child.idle_s or child.ended.done():
+                self._drop(key)
+        if self.server is None:
+            return
+        self.server.trim(now)
+        if not is_free:
+            return
+        old = self.server.served > _SERVER_CALLS_MAX
+        if old or now - self.server.launched_at > _SERVER_AGE_MAX_S:
+            self._stop_server()
+            self.launch()
+        elif is_extra and now - self.idle_since > self._settings.idle_ms / 1000:
+            self._stop_server()
+
+    def close(self) -> None:
+        """Kill everything of the slot; does not wait for its end."""
+        self._closed = True
+        self._stop_server()
+
+    # --- inside ------------------------------------------------------------------------------
+
+    def _stop_server(self) -> None:
+        for key in list(self._kept):
+            self._drop(key)
+        if self.server is not None:
+            self.server.close()
+            self.server = None
+        self._take_listeners([])
+
+    def _stop(self, child: Child) -> None:
+        if timer := self._stopping.pop(child, None):
+            timer.cancel()
+        if child not in self._stopped:
+            self._stopped.add(child)
+            child.stop()
+
+    def _drop(self, key: Hashable) -> None:
+        child = self._kept.pop(key)
+        self._stopped.discard(child)
+        if timer := self._stopping.pop(child, None):
+            timer.cancel()
+        child.close()
+
+    def _take_listeners(self, fds: list[int]) -> None:
+        """The sockets of a new server's gateway; those of the one before are dead."""
+        if self._gateway is not None:
+            self._gateway.close()
+            self._gateway = None
+        for fd in self._listeners:
+            os.close(fd)
+        self._listeners = fds
+
+
+def _is_silent(channel: socket.socket) -> bool:
+    """Whether nothing came since the last result: whatever it is, nobody asked for it."""
+    try:
+        channel.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -91,6 +91,12 @@ class Child:
         """Let it run again."""
         self._signal(signal.SIGCONT)
 
+    def close_after_death(self) -> None:
+        """Kill it, and let go of its descriptors once it is dead: not while somebody waits."""
+        self.kill()
+        self._on_closed(self)
+        self.ended.add_done_callback(lambda _ended: self.close())
+
     def close(self) -> None:
         """Kill it and let go of its descriptors."""
         self.kill()

@@ -58,6 +58,7 @@ class Plan:
     ports: tuple[int, ...] = ()  # the gateway's
     filters: dict[str, bytes] = field(default_factory=dict)  # profile: its seccomp program
     node: str = ""  # the program, if there is one
+    rehearsal: str = ""  # a package of ours with warm.py
     missing: dict[str, str] = field(default_factory=dict)
     # What steps of the server leave for steps of the children.
     listeners: list[int] = field(default_factory=list)
@@ -109,17 +110,14 @@ def take_steps(steps: Iterable[Step], plan: Plan) -> None:
             plan.missing[step.layer] = reason
 
 
-def attach(
-    package: memoryview, host_view: int, child_view: int, own_view: int, temp_bytes: int
-) -> None:
+def attach(package: memoryview, child_view: int, temp_bytes: int) -> None:
     """Put a package (and a temp, unless 0 bytes) into a child's root; raises OSError.
 
-    Called in the server with descriptors of three mount namespaces; it is back in its own
-    afterwards, whatever happens.
+    Called in the server while it looks at the host's files; it ends in the child's mount
+    namespace, from which the caller goes back.
     """
     tree = -1
     try:
-        linux.setns(host_view, linux.CLONE_NEWNS)
         tree = linux.open_tree(package)
         linux.mount_setattr(tree, _DATA | linux.MOUNT_ATTR_NOSYMFOLLOW)
         linux.setns(child_view, linux.CLONE_NEWNS)
@@ -130,7 +128,6 @@ def attach(
             options = f"size={temp_bytes},nr_inodes={min(temp_bytes // 4096, 16384)},mode=1777"
             linux.mount("tmpfs", TEMP, "tmpfs", flags, options)
     finally:
-        linux.setns(own_view, linux.CLONE_NEWNS)
         if tree >= 0:
             os.close(tree)
 
@@ -230,7 +227,7 @@ SERVER_STEPS: tuple[Step, ...] = (
 )
 
 
-def _build_root(_plan: Plan) -> None:
+def _build_root(plan: Plan) -> None:
     """Build the private root and move into it; the host's files are gone from this namespace."""
     linux.unshare(linux.CLONE_NEWNS)
     linux.mount("tmpfs", _STAGE, "tmpfs", linux.MS_NOSUID, "size=256k,nr_inodes=256,mode=755")
@@ -239,6 +236,9 @@ def _build_root(_plan: Plan) -> None:
     _write_file("/etc/passwd", "nobody:x:65534:65534:nobody:/:/\n")
     _write_file("/etc/group", "nogroup:x:65534:\n")
     _write_file("/etc/hosts", "127.0.0.1 localhost\n")
+    with open(f"{plan.rehearsal}/warm.py", encoding="utf-8") as file:
+        _write_file("/warm.py", file.read())
+    plan.rehearsal = ""  # the root itself
     for path in _runtime_paths():
         _bind(path, _DATA)
     for device in ("/dev/null", "/dev/zero", "/dev/urandom"):

@@ -52,6 +52,7 @@ class Pool:
         self._children: set[Child] = set()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._idle = asyncio.Event()
         self._failed: ServerFailed | None = None
         self._groups: Any = None
         self._trim: asyncio.TimerHandle | None = None
@@ -120,6 +121,7 @@ class Pool:
             slot.launch()
         self._layers = await self._try_layers(wanted, problems)
         self._free = self._slots[::-1]
+        self._idle.set()
         self._trim = loop.call_later(_TRIM_EVERY_S, self._on_trim)
         self._started = True
 
@@ -161,6 +163,10 @@ class Pool:
         if self._groups is not None:
             self._groups.close()
             self._groups = None
+
+    async def idle(self) -> None:
+        """Wait until every slot is free: nothing of any execution lives, but what is kept."""
+        await self._idle.wait()
 
     def layers(self) -> list[Layer]:
         """Every layer with what this host gives, as tried at start."""
@@ -225,6 +231,7 @@ class Pool:
     def _choose(self, call: Call) -> Slot:
         key, profile = key_of(call), profile_of(call)
         free = self._free
+        self._idle.clear()
 
         def rank(slot: Slot) -> tuple[bool, bool, bool]:
             server = slot.server
@@ -242,6 +249,8 @@ class Pool:
                 return
         slot.idle_since = asyncio.get_running_loop().time()
         self._free.append(slot)
+        if len(self._free) == len(self._slots):
+            self._idle.set()
 
     # --- one execution -----------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ import resource
 import select
 import signal
 import struct
+import time
 import traceback
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -88,6 +89,7 @@ def main(control_fd: int) -> None:
         ports=tuple(start["ports"]),
         filters={name: bytes.fromhex(text) for name, text in start["filters"].items()},
         node=start["node"],
+        rehearsal=start["warm"],
     )
     if plan.node:
         nodejs.open_program(plan.node)
@@ -156,14 +158,15 @@ class _Server:
         self._steps = {
             name: confine.steps_for(plan, name) for name in (plan.filters or wire.PROFILES)
         }
-        with open("/proc/self/statm", encoding="ascii") as file:
-            size, resident = file.read().split()[:2]
         # What every child has before its handler allocates anything.
-        self._bare_size, self._bare_resident = int(size) * _PAGE, int(resident) * _PAGE
+        self._bare_size, self._bare_resident = _size_of("self")
         linux.limit_malloc_arenas(2)
+        if host_view >= 0:
+            linux.setns(host_view, linux.CLONE_NEWNS)
 
     def serve(self) -> NoReturn:
         control = self._control.fileno()
+        watch_at = 0.0
         while True:
             taken = any(child.memory_max for child in self._children.values())
             for fd, _event in self._poll.poll(_WATCH_MS if taken else None):
@@ -171,7 +174,8 @@ class _Server:
                     self._command()
                 else:
                     self._ended(self._by_fd[fd])
-            if taken:
+            if taken and (now := time.monotonic()) >= watch_at:
+                watch_at = now + _WATCH_MS / 1000
                 self._watch_memory()
 
     def _command(self) -> None:
@@ -198,6 +202,7 @@ class _Server:
         err_read, err_write = os.pipe()
         mounts = -1
         if self._own_view >= 0:
+            linux.setns(self._own_view, linux.CLONE_NEWNS)
             linux.unshare(linux.CLONE_NEWNS)  # the child's: it is forked into it
             mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY)
         if self._own_pids >= 0:
@@ -210,7 +215,7 @@ class _Server:
             fds = (go_read, out_write, err_write, channel.detach())
             _child(self._plan, self._steps[profile], self._runner, fds, heap_mib)
         if mounts >= 0:
-            linux.setns(self._own_view, linux.CLONE_NEWNS)
+            linux.setns(self._host_view, linux.CLONE_NEWNS)
         channel.close()
         for fd in (go_read, out_write, err_write):
             os.close(fd)
@@ -227,13 +232,14 @@ class _Server:
     def _take(self, message: memoryview) -> None:
         _, number, memory, cpu_s, files, threads, temp = TAKE.unpack_from(message)
         child = self._children.get(number)
+        if child is None:
+            return  # it has ended, and that was told
         try:
-            if child is None or _is_dead(child.pidfd):
-                raise ProcessLookupError(3, "the process has ended")
             if child.mounts >= 0 and self._plan.has("private-root"):
-                confine.attach(
-                    message[TAKE.size :], self._host_view, child.mounts, self._own_view, temp
-                )
+                try:
+                    confine.attach(message[TAKE.size :], child.mounts, temp)
+                finally:
+                    linux.setns(self._host_view, linux.CLONE_NEWNS)
             if self._plan.has("rlimits"):
                 self._limit(child, memory, cpu_s, files, threads, temp)
             base = nodejs.RESIDENT_BYTES if child.node else self._bare_resident
@@ -269,8 +275,7 @@ class _Server:
         for child in self._children.values():
             if child.memory_max and not child.over_memory:
                 try:
-                    with open(f"/proc/{child.pid}/statm", encoding="ascii") as file:
-                        resident = int(file.read().split()[1]) * _PAGE
+                    _, resident = _size_of(str(child.pid))
                 except (OSError, ValueError):
                     continue  # it has just ended
                 if resident > child.memory_max:
@@ -321,17 +326,21 @@ def _child(
         linux.close_range(_CHANNEL_FD + 1)
         os.write(_CHANNEL_FD, _READY)
         random.seed()  # every child was born with the same state
-        runner.serve()
+        runner.serve(plan.rehearsal)
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(1)
 
 
-def _is_dead(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
+def _size_of(pid: str) -> tuple[int, int]:
+    """Bytes of address space and of resident memory (proc(5), statm)."""
+    fd = os.open(f"/proc/{pid}/statm", os.O_RDONLY)
+    try:
+        size, resident = os.read(fd, 200).split()[:2]
+    finally:
+        os.close(fd)
+    return int(size) * _PAGE, int(resident) * _PAGE
 
 
 def _tell(control: _socket.socket, message: dict[str, Any], fds: list[int] | None = None) -> None:

@@ -154,7 +154,9 @@ async def fresh_python(rounds):
                     rates[name].append(await _per_second(pool, call, rounds * 2))
         ours, none = statistics.median(rates["all"]), statistics.median(rates["none"])
         shown = f"{ours:8.0f}/s"
-        _print("fresh Python on two slots", shown, f"no layers {none:.0f}/s", ours / none, ">=", 0.65)
+        _print(
+            "fresh Python on two slots", shown, f"no layers {none:.0f}/s", ours / none, ">=", 0.65
+        )
 
 
 async def kept_python(rounds):

@@ -59,7 +59,7 @@ class Child:
     ) -> None:
         self.number = number
         self.profile = profile
-        self.channel = socket.socket(fileno=fds[0])
+        self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fds[0])
         self.channel.setblocking(False)
         self.stdout, self.stderr, self._pidfd = fds[1:]
         os.set_blocking(self.stdout, False)
@@ -94,8 +94,11 @@ class Child:
     def close_after_death(self) -> None:
         """Kill it, and let go of its descriptors once it is dead: not while somebody waits."""
         self.kill()
-        self._on_closed(self)
-        self.ended.add_done_callback(lambda _ended: self.close())
+        if self.ended.done():
+            self.close()
+        else:
+            self._on_closed(self)
+            self.ended.add_done_callback(lambda _ended: self.close())
 
     def close(self) -> None:
         """Kill it and let go of its descriptors."""
@@ -106,7 +109,8 @@ class Child:
                 if fd >= 0:
                     os.close(fd)
             self._pidfd = -1
-            self._on_closed(self)
+            if not self.ended.done():
+                self._on_closed(self)
 
     def cpu_ns(self) -> int:
         """CPU time so far (clock_getcpuclockid(3)); 0 once it is dead."""
@@ -135,8 +139,10 @@ class Child:
 
 def _pid_of(pidfd: int) -> int:
     """The process id as this process's /proc shows it (pidfd_open(2), fdinfo)."""
-    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("Pid:"):
-                return int(line.split()[1])
-    return -1
+    fd = os.open(f"/proc/self/fdinfo/{pidfd}", os.O_RDONLY)
+    try:
+        return int(os.read(fd, 1024).split(b"\nPid:", 1)[1].split(None, 1)[0])
+    except IndexError:
+        return -1
+    finally:
+        os.close(fd)

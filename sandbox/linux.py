@@ -32,6 +32,10 @@ __all__ = [
     "close_range",
     "drop_capabilities",
     "fork",
+    "landlock_abi",
+    "landlock_add_path",
+    "landlock_create_ruleset",
+    "landlock_restrict_self",
     "limit_malloc_arenas",
     "mount",
     "mount_setattr",
@@ -73,11 +77,14 @@ _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 _CAPABILITY_VERSION_3 = 0x20080522
 # linux/seccomp.h
 _SECCOMP_SET_MODE_FILTER = 1
+# linux/landlock.h
+_LANDLOCK_CREATE_RULESET_VERSION, _LANDLOCK_RULE_PATH_BENEATH = 1, 1
 # malloc.h
 _M_ARENA_MAX = -8
 
 # asm/unistd.h: these have one number on every architecture (added since 5.x) …
 _NR_OPEN_TREE, _NR_MOVE_MOUNT, _NR_CLOSE_RANGE, _NR_MOUNT_SETATTR = 428, 429, 436, 442
+_NR_LANDLOCK_CREATE_RULESET, _NR_LANDLOCK_ADD_RULE, _NR_LANDLOCK_RESTRICT_SELF = 444, 445, 446
 # … and these have not.
 _NR_PIVOT_ROOT, _NR_SECCOMP = {"x86_64": (155, 317), "aarch64": (41, 277)}.get(
     os.uname().machine, (-1, -1)
@@ -98,6 +105,15 @@ _mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
 
 class _MountAttr(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clr", "propagation", "userns_fd")]
+
+
+class _LandlockRuleset(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("fs", "net", "scoped")]
+
+
+class _LandlockPathBeneath(ctypes.Structure):
+    _pack_ = 1
+    _fields_ = [("allowed", ctypes.c_uint64), ("parent_fd", ctypes.c_int32)]
 
 
 class _SockFprog(ctypes.Structure):
@@ -206,6 +222,32 @@ def seccomp(program: bytes) -> None:
     """seccomp(2): install a classic BPF program (8 bytes an instruction) for good."""
     filter_ = _SockFprog(len(program) // 8, program)
     _call("seccomp", _syscall(_NR_SECCOMP, _SECCOMP_SET_MODE_FILTER, 0, ctypes.byref(filter_)))
+
+
+def landlock_abi() -> int:
+    """landlock_create_ruleset(2): the newest ABI that the kernel knows; ENOSYS, EOPNOTSUPP."""
+    version = _LANDLOCK_CREATE_RULESET_VERSION
+    return _call("landlock", _syscall(_NR_LANDLOCK_CREATE_RULESET, None, 0, version))
+
+
+def landlock_create_ruleset(fs: int, net: int, scoped: int, words: int) -> int:
+    """landlock_create_ruleset(2), with the first `words` of the three masks, as the ABI has."""
+    masks = _LandlockRuleset(fs, net, scoped)
+    done = _syscall(_NR_LANDLOCK_CREATE_RULESET, ctypes.byref(masks), words * 8, 0)
+    return _call("landlock_create_ruleset", done)
+
+
+def landlock_add_path(ruleset: int, allowed: int, fd: int) -> None:
+    """landlock_add_rule(2): allow these accesses on and below what `fd` refers to."""
+    rule = _LandlockPathBeneath(allowed, fd)
+    kind = _LANDLOCK_RULE_PATH_BENEATH
+    done = _syscall(_NR_LANDLOCK_ADD_RULE, ruleset, kind, ctypes.byref(rule), 0)
+    _call("landlock_add_rule", done)
+
+
+def landlock_restrict_self(ruleset: int) -> None:
+    """landlock_restrict_self(2): for good; needs no_new_privs or CAP_SYS_ADMIN."""
+    _call("landlock_restrict_self", _syscall(_NR_LANDLOCK_RESTRICT_SELF, ruleset, 0))
 
 
 def wipe(buffer: bytearray, size: int) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "Denial",
     "Egress",
     "Ending",
+    "JsonText",
     "Layer",
     "Limits",
     "LogLine",
@@ -221,6 +222,10 @@ class Policy:
         _known_layers(self.required)
 
 
+class JsonText(bytes):
+    """JSON text in the place of the value it stands for: checked by whoever made it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One execution of one handler.
@@ -228,8 +233,8 @@ class Call:
     `package_dir` is the absolute path of its unpacked package; when the pool runs as root its
     files must be readable by everyone (0644, 0755), because the handler is not root; the folders
     above may be closed. `entrypoint` is "file.py:name" (node: "file.js:name"). `input`, `config`
-    are JSON values; `context` is a mapping or its JSON text as bytes and is sent only if the
-    handler reads it. `reuse` None: a new process, used once.
+    are JSON values or JsonText; `context` is a mapping or its JSON text as bytes and is sent only
+    if the handler reads it. `reuse` None: a new process, used once.
     """
 
     package_dir: str

@@ -24,6 +24,7 @@ from sandbox.model import (
     MIB,
     Call,
     Ending,
+    JsonText,
     Layer,
     OnLog,
     Policy,
@@ -49,6 +50,7 @@ class Pool:
         self._free: list[Slot] = []
         self._waiting: collections.deque[tuple[Call, asyncio.Future[Slot]]] = collections.deque()
         self._layers: dict[str, Layer] = {}
+        self._missing: list[Layer] = []
         self._children: set[Child] = set()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -120,6 +122,7 @@ class Pool:
         for slot in self._slots[: self._floor]:  # the others when they are needed
             slot.launch()
         self._layers = await self._try_layers(wanted, problems)
+        self._missing = [layer for layer in self._layers.values() if not layer.available]
         self._free = self._slots[::-1]
         self._idle.set()
         self._trim = loop.call_later(_TRIM_EVERY_S, self._on_trim)
@@ -135,14 +138,10 @@ class Pool:
         if refusal is not None:
             return refusal
         try:
-            request = self._request(call)
-        except (TypeError, ValueError) as exc:
-            return Reply(Ending.PROTOCOL, None, f"cannot send the input: {exc}")
-        try:
             slot = await self._slot_for(call)
         except ServerFailed as exc:
             return _failure(exc)
-        return await self._run(slot, call, request, on_log)
+        return await self._run(slot, call, on_log)
 
     async def close(self) -> None:
         """Kill everything and wait until it is gone."""
@@ -200,9 +199,9 @@ class Pool:
             return _failure(self._failed)
         policy: Policy = call.policy
         needed = policy.required | ({"network"} if policy.network is not None else set())
-        for name, layer in self._layers.items():
-            if not layer.available and (layer.required or name in needed):
-                return _unavailable(f"layer {name} cannot be had: {layer.detail}")
+        for layer in self._missing:
+            if layer.required or layer.name in needed:
+                return _unavailable(f"layer {layer.name} cannot be had: {layer.detail}")
         if policy.filesystem == "temp" and not self._layers["private-root"].available:
             return _unavailable("layer private-root cannot be had: it carries the temp")
         if call.runtime == "node":
@@ -254,21 +253,22 @@ class Pool:
 
     # --- one execution -----------------------------------------------------------------------
 
-    async def _run(self, slot: Slot, call: Call, request: bytes, on_log: OnLog | None) -> Reply:
+    async def _run(self, slot: Slot, call: Call, on_log: OnLog | None) -> Reply:
         """Run a call in a slot, which is free again once this has come to its end."""
         child: Child | None = None
+        failure = ServerFailed("", "no process lives long enough")
         try:
             slot.prepare(call)
-            for attempt in range(self.settings.spares + _TRIES):
+            for _ in range(self.settings.spares + _TRIES):
                 child = await self._child(slot, call)
                 try:
-                    reply = await self._converse(slot, call, child, request, on_log)
-                    break
+                    return await self._converse(slot, call, child, on_log)
                 except ServerFailed as exc:
-                    if not exc.child_died or attempt == self.settings.spares + _TRIES - 1:
-                        return _failure(exc)
+                    if not exc.child_died:
+                        raise
+                    failure = exc
                     self._discard(child)
-            return reply
+            return _failure(failure)
         except ServerFailed as exc:
             return _failure(exc)
         finally:
@@ -280,6 +280,8 @@ class Pool:
         slot.limit(call)
         if key is not None and (kept := slot.take_kept(key)) is not None:
             self._counts["reused"] += 1
+            self._children.add(kept)
+            self._empty.clear()
             kept.uses += 1
             return kept
         server = slot.launch()
@@ -299,10 +301,12 @@ class Pool:
         self._counts["started"] += 1
         return child
 
-    async def _converse(
-        self, slot: Slot, call: Call, child: Child, request: bytes, on_log: OnLog | None
-    ) -> Reply:
+    async def _converse(self, slot: Slot, call: Call, child: Child, on_log: OnLog | None) -> Reply:
         """One execution on one child, which afterwards is killed, or kept by the slot."""
+        try:
+            request = self._request(call)  # while the package is being attached
+        except (TypeError, ValueError) as exc:
+            return Reply(Ending.PROTOCOL, None, f"cannot send the input: {exc}")
         visit = None
         if call.policy.network is not None:
             gateway = slot.gateway()
@@ -342,7 +346,8 @@ class Pool:
             self._forget(child)
             self._release(slot)
         else:
-            self._discard(child)
+            child.close_after_death()
+            self._forget(child)
             if child.ended.done():
                 self._release(slot)
             else:
@@ -350,13 +355,11 @@ class Pool:
 
     def _request(self, call: Call) -> bytes:
         inside = self._layers["private-root"].available
-        return wire.encode(
+        rest = wire.encode(
             {
                 "root": PACKAGE if inside else call.package_dir,
                 "entrypoint": call.entrypoint,
-                "input": call.input,
                 "has_input": call.has_input,
-                "config": call.config,
                 "secrets": dict(call.secrets),
                 "execution_id": call.execution_id,
                 "flow_id": call.flow_id,
@@ -369,6 +372,8 @@ class Pool:
                 "reuse": call.reuse is not None,
             }
         )
+        given, config = _text(call.input), _text(call.config)
+        return b'{"input":%s,"config":%s,%s' % (given, config, rest[1:])
 
     # --- housekeeping ------------------------------------------------------------------------
 
@@ -407,6 +412,10 @@ class Pool:
                 self._discard(child)
         await child.ended  # nothing of the trial is left
         return layers.judged(wanted, problems, required, found, reply)
+
+
+def _text(value: Any) -> bytes:
+    return value if isinstance(value, JsonText) else wire.encode(value)
 
 
 def _failure(failure: ServerFailed) -> Reply:

@@ -21,7 +21,8 @@ from sandbox.model import Call, Ending, OnLog, Reply, Usage
 
 __all__ = ["Session"]
 
-_READ_BYTES = 256 * 1024
+# Room for more than 128 KiB is mapped and unmapped each time (mallopt(3), M_MMAP_THRESHOLD).
+_READ_MIN_BYTES, _READ_MAX_BYTES = 16 * 1024, 1024 * 1024
 _FRAME_MAX_BYTES = 64 * 1024  # of a log line: the shim stays below 34 KiB
 # How often output, CPU time and the deadline are looked at. What a shorter execution wrote past
 # sys.stdout is read at its end, so most need no readers on their pipes.
@@ -175,7 +176,8 @@ class Session:
 
     def _on_channel(self) -> None:
         try:
-            data = self._child.channel.recv(_READ_BYTES)
+            wanted = min(max(self._reader.missing, _READ_MIN_BYTES), _READ_MAX_BYTES)
+            data = self._child.channel.recv(wanted)
         except BlockingIOError:
             return
         except OSError:

@@ -8,6 +8,7 @@ executions. It promises that a kept process only ever serves calls with one and 
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import socket
 from collections.abc import Callable, Hashable
@@ -36,9 +37,13 @@ _SERVER_CALLS_MAX, _SERVER_AGE_MAX_S = 5_000, 3600.0
 
 def profile_of(call: Call) -> Profile:
     """The kind of child that a call needs."""
-    suffix = "" if call.policy.network is None else "+network"
     heap_mib = nodejs.heap_mib(call.limits.memory_bytes) if call.runtime == "node" else 0
-    return Profile(call.runtime + suffix, heap_mib)
+    return _profile(call.runtime, call.policy.network is not None, heap_mib)
+
+
+@functools.cache
+def _profile(runtime: str, network: bool, heap_mib: int) -> Profile:
+    return Profile(runtime + ("+network" if network else ""), heap_mib)
 
 
 def key_of(call: Call) -> Hashable:
@@ -118,9 +123,11 @@ class Slot:
 
     def prepare(self, call: Call) -> None:
         """Nothing of another execution runs, or has the network, while this one does."""
+        wanted = key_of(call)
         for key, child in list(self._kept.items()):
-            both = call.policy.network is not None and child.profile.name.endswith("+network")
-            if both and key != key_of(call):
+            if key == wanted:
+                continue
+            if call.policy.network is not None and child.profile.name.endswith("+network"):
                 self._drop(key)
             else:
                 self._stop(child)

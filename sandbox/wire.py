@@ -95,6 +95,14 @@ class FrameReader:
         """Whether every byte fed belonged to a frame, and nobody called `spoil`."""
         return not self._buffer
 
+    @property
+    def missing(self) -> int:
+        """How many bytes the frame that has begun still needs; 0 if that is not known."""
+        if len(self._buffer) < _LENGTH.size:
+            return 0
+        (length,) = _LENGTH.unpack_from(self._buffer)
+        return int(length) + _LENGTH.size - len(self._buffer)
+
     def spoil(self) -> None:
         """Something is wrong with this stream: it is never empty again."""
         self._buffer += b"!"

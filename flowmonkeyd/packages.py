@@ -134,17 +134,10 @@ class Packages:
 
 def not_yet_run(manifest: Manifest) -> list[Problem]:
     """What this version cannot run yet, although the manifest is valid; empty for the rest."""
-    found = []
-    if manifest.runtime != "python":
-        message = f"runtime {manifest.runtime!r} cannot be run by this version yet; use python"
-        found.append(Problem("$.handler.runtime", message))
     if manifest.stateful:
         message = "stateful handlers cannot be run by this version yet; set it to false"
-        found.append(Problem("$.handler.stateful", message))
-    if manifest.network:
-        message = "handlers have no network in this version yet; set it to false"
-        found.append(Problem("$.execution.sandbox.network", message))
-    return found
+        return [Problem("$.handler.stateful", message)]
+    return []
 
 
 def _missing(manifest: Manifest, files: Mapping[str, bytes]) -> list[Problem]:

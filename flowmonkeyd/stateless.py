@@ -106,6 +106,7 @@ class Stateless:
         return Call(
             package_dir=str(self._packages.path(task.package_digest)),
             entrypoint=manifest.entrypoint,
+            runtime=manifest.runtime,
             input=None if given is NO_VALUE else given,
             has_input=given is not NO_VALUE,
             config=dict(task.step.config),
@@ -117,7 +118,12 @@ class Stateless:
             tenant_id=task.tenant_id,
             task_id=task.id,
             limits=replace(self._limits, wall_ms=wall_ms, memory_bytes=manifest.memory_mib * MIB),
-            policy=Policy(manifest.filesystem, Egress() if manifest.network else None),
+            policy=Policy(
+                manifest.filesystem,
+                None
+                if manifest.network is None
+                else Egress(manifest.network.allow, manifest.network.deny),
+            ),
         )
 
 

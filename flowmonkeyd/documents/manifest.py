@@ -27,11 +27,12 @@ from pydantic import (
 from flowmonkeyd import jsontext
 from flowmonkeyd.documents.builtins import CONFIGS
 from flowmonkeyd.documents.problems import problems_of
+from flowmonkeyd.documents.targets import wrong_target
 from flowmonkeyd.documents.text import not_json, parse_json
 from flowmonkeyd.documents.versions import is_version
 from flowmonkeyd.errors import Invalid, Problem
 
-__all__ = ["Input", "Manifest", "Stateful", "json_schema", "parse_manifest"]
+__all__ = ["Input", "Manifest", "Network", "Stateful", "json_schema", "parse_manifest"]
 
 # The seed's hard limits of a stateless handler.
 TTL_MS_MAX = 60_000
@@ -41,6 +42,8 @@ MEMORY_MIB_MIN = 16
 PROBLEMS_MAX = 1000
 # A manifest goes with every task, so it is for facts and not for data.
 DOCUMENT_BYTES_MAX = 256 * 1024
+TARGETS_MAX = 200
+NODE_MEMORY_MIB_MIN = 64
 HARD_TTL_MS_MAX = 30 * 24 * 3600 * 1000
 
 Text = Annotated[StrictStr, Field(min_length=1, max_length=1024)]
@@ -84,8 +87,23 @@ class _Input(BaseModel):
     value: Any = None
 
 
+Targets = Annotated[tuple[StrictStr, ...], Field(max_length=TARGETS_MAX)]
+
+
+class _Network(_Model):
+    allow: Targets | None = None
+    deny: Targets = ()
+
+
+def _network_kind(value: Any) -> str:
+    return "object" if isinstance(value, Mapping | _Network) else "boolean"
+
+
 class _Sandbox(_Model):
-    network: StrictBool = False
+    network: Annotated[
+        Annotated[StrictBool, Tag("boolean")] | Annotated[_Network, Tag("object")],
+        Discriminator(_network_kind),
+    ] = False
     filesystem: Literal["none", "readonly", "temp"] = "none"
     env: Literal["isolated"] = "isolated"
 
@@ -166,22 +184,32 @@ class Stateful:
 
 
 @dataclass(frozen=True, slots=True)
+class Network:
+    """That a handler asks for network: `allow` is all it may reach (None: every global address),
+    `deny` what it may not although allowed."""
+
+    allow: tuple[str, ...] | None = None
+    deny: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """A handler's manifest. `timeout_ms` is the lower of `handler.timeout` and `execution.ttl`
-    (its default for a stateful handler); `stateful` is None for a stateless handler."""
+    (its default for a stateful handler); `stateful` is None for a stateless handler, `network`
+    for one without."""
 
     type: str
     version: str
     name: str | None
     description: str | None
     category: str | None
-    runtime: str
+    runtime: Literal["python", "node"]
     entrypoint: str
     stateful: Stateful | None
     timeout_ms: int
     memory_mib: int
     cpu: float
-    network: bool
+    network: Network | None
     filesystem: Literal["none", "readonly", "temp"]
     inputs: tuple[Input, ...]
     dependencies: Mapping[str, str]
@@ -235,6 +263,10 @@ def _check(document: Any) -> Iterator[Problem]:
         yield from _check_stateful(execution)
     else:
         yield from _check_stateless(handler, execution)
+    yield from _check_network(_object(execution, "sandbox").get("network"))
+    memory = execution.get("memory")
+    if runtime == "node" and isinstance(memory, int) and memory < NODE_MEMORY_MIB_MIN:
+        yield Problem("$.execution.memory", f"should be at least {NODE_MEMORY_MIB_MIN} for node")
     yield from _check_inputs(document.get("inputs") if isinstance(document, Mapping) else None)
 
 
@@ -243,7 +275,7 @@ def _object(document: Any, name: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-_FILES = {"python": (".py",), "node": (".js", ".mjs")}
+_FILES = {"python": (".py",), "node": (".js", ".cjs", ".mjs")}
 _JS_NAME = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*")
 
 
@@ -280,6 +312,15 @@ def _check_stateless(handler: Mapping[str, Any], execution: Mapping[str, Any]) -
     for name in ("checkpoint", "pause", "resources"):
         if execution.get(name) is not None:
             yield Problem(f"$.execution.{name}", "is for stateful handlers; set handler.stateful")
+
+
+def _check_network(network: Any) -> Iterator[Problem]:
+    for name in ("allow", "deny"):
+        targets = network.get(name) if isinstance(network, Mapping) else None
+        for index, target in enumerate(targets if isinstance(targets, list) else ()):
+            wrong = wrong_target(target) if isinstance(target, str) else None
+            if wrong is not None:
+                yield Problem(f"$.execution.sandbox.network.{name}[{index}]", wrong)
 
 
 def _check_inputs(inputs: Any) -> Iterator[Problem]:
@@ -320,11 +361,17 @@ def _manifest(shape: _Document) -> Manifest:
         timeout_ms=min(limits),
         memory_mib=execution.memory,
         cpu=execution.cpu,
-        network=execution.sandbox.network,
+        network=_network(execution.sandbox.network),
         filesystem=execution.sandbox.filesystem,
         inputs=tuple(map(_input, shape.inputs)),
         dependencies=shape.dependencies,
     )
+
+
+def _network(shape: bool | _Network) -> Network | None:
+    if isinstance(shape, _Network):
+        return Network(shape.allow, shape.deny)
+    return Network() if shape else None
 
 
 def _input(shape: _Input) -> Input:

@@ -90,18 +90,20 @@ def kind_of(value: Any) -> str:
 
 def _real(parts: tuple[str | int, ...]) -> list[str | int]:
     """Pydantic puts the choice of a union into the path: the selector's type after
-    steps.ID.input, the kind of time after execution.ttl. They are not parts of the document."""
+    steps.ID.input, the kind of time or network in a manifest. They are not parts of the
+    document."""
     kept: list[str | int] = []
     for number, part in enumerate(parts):
         before = parts[:number]
         choice = (
             number == 3 and before[0] == "steps" and before[2] == "input" and part in _TAGS
-        ) or (before == ("execution", "ttl") and part in ("number", "object"))
+        ) or (before in _CHOICES and part in ("number", "boolean", "object"))
         if not choice and part != "[key]":
             kept.append(part)
     return kept
 
 
+_CHOICES = (("execution", "ttl"), ("execution", "sandbox", "network"))
 _TAGS = frozenset({"key", "keys", "path", "template", "full", "static"})
 
 

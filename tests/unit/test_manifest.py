@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flowmonkeyd.documents.manifest import Stateful, json_schema, parse_manifest
+from flowmonkeyd.documents.manifest import Network, Stateful, json_schema, parse_manifest
 from flowmonkeyd.errors import Invalid
 
 CONTRACT = {
@@ -53,7 +53,7 @@ def test_the_manifest_of_the_contract_is_read():
     assert (manifest.type, manifest.version, manifest.name) == ("acme/resize", "1.2.0", "Resize")
     assert (manifest.runtime, manifest.entrypoint) == ("python", "handler.py:handle")
     assert (manifest.timeout_ms, manifest.memory_mib, manifest.cpu) == (30000, 256, 1)
-    assert (manifest.network, manifest.filesystem, manifest.stateful) == (False, "none", None)
+    assert (manifest.network, manifest.filesystem, manifest.stateful) == (None, "none", None)
     assert manifest.dependencies == {"pillow": "==11.*"}
     (one,) = manifest.inputs
     assert (one.property, one.type, one.source) == ("apiKey", "string", "vault")
@@ -64,7 +64,7 @@ def test_the_shortest_manifest_gets_the_defaults():
     manifest = parse_manifest(_document())
     assert (manifest.runtime, manifest.entrypoint) == ("python", "handler.py:handle")
     assert (manifest.timeout_ms, manifest.memory_mib, manifest.cpu) == (30_000, 512, 1)
-    assert (manifest.network, manifest.filesystem, manifest.stateful) == (False, "none", None)
+    assert (manifest.network, manifest.filesystem, manifest.stateful) == (None, "none", None)
     assert (manifest.inputs, manifest.dependencies) == ((), {})
 
 
@@ -174,7 +174,7 @@ def _of_execution(path, value, words="", **handler):
                          "a.py:1x", "a.py:class", "/a.py:h", "../a.py:h", "a/./b.py:h", "a//b.py:h",
                          "a.py:h\n", "a\\b.py:h", "a:b.py:h", "a.py:h.g")
         ),
-        _of_handler("entrypoint", "a.py:h", "file.js:name or file.mjs:name", runtime="node"),
+        _of_handler("entrypoint", "a.py:h", "file.js:name or file.cjs:name or", runtime="node"),
         (_document({"runtime": "node"}), ("$.handler.entrypoint", "is required for node")),
         _of_execution("ttl", 60_001, "at most 60000"),
         _of_execution("ttl", 0, "at least 1"),
@@ -189,6 +189,15 @@ def _of_execution(path, value, words="", **handler):
         _of_execution("cpu", 0, "more than 0"),
         _of_execution("cpu", True, "a number, not true"),
         _of_execution("sandbox.network", "no", "true or false, not text"),
+        _of_execution("sandbox.network.allow", "a.org", "a list, not text"),
+        (_document(execution={"sandbox": {"network": {"allow": ["a.org", 1]}}}),
+         ("$.execution.sandbox.network.allow[1]", "should be text, not a number")),
+        (_document(execution={"sandbox": {"network": {"allow": ["a.org", "a b"]}}}),
+         ("$.execution.sandbox.network.allow[1]", "names no host")),
+        (_document(execution={"sandbox": {"network": {"deny": ["10.0.0.1/8"]}}}),
+         ("$.execution.sandbox.network.deny[0]", "names no address or network")),
+        _of_execution("sandbox.network.only", [], "unknown field"),
+        _of_execution("memory", 32, "at least 64 for node", runtime="node", entrypoint="a.js:h"),
         _of_execution("sandbox.filesystem", "all", "should be none, readonly or temp"),
         _of_execution("sandbox.env", "host", "should be isolated"),
         _of_execution("sandbox.root", "/", "unknown field"),
@@ -200,6 +209,30 @@ def _of_execution(path, value, words="", **handler):
 )  # fmt: skip
 def test_a_wrong_manifest_is_refused_with_the_place_and_the_reason(document, problem):
     check_problems(document, problem)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (False, None),
+        (True, Network()),
+        ({}, Network()),
+        ({"allow": []}, Network(allow=())),  # an empty list allows nothing
+        (
+            {"allow": ["api.stripe.com:443", "*.example.com"], "deny": ["192.0.2.0/24:80"]},
+            Network(("api.stripe.com:443", "*.example.com"), ("192.0.2.0/24:80",)),
+        ),
+    ],
+)
+def test_network_is_all_nothing_or_lists_of_targets(written, read):
+    execution = {"sandbox": {"network": written}}
+    assert parse_manifest(_document(execution=execution)).network == read
+
+
+@pytest.mark.parametrize("file", ["a.js", "lib/a.cjs", "a.mjs"])
+def test_a_node_handler_may_be_any_kind_of_module(file):
+    manifest = parse_manifest(_document({"runtime": "node", "entrypoint": f"{file}:handle"}))
+    assert (manifest.runtime, manifest.entrypoint) == ("node", f"{file}:handle")
 
 
 def test_wrong_inputs_are_refused_one_by_one():

@@ -308,7 +308,7 @@ def _with_manifest(**handler):
         (_with_manifest(entrypoint="main.py:run"), [("$.handler.entrypoint", "no file 'main.py'")]),
         (
             {**_with_manifest(runtime="node", stateful=True, entrypoint="a.js:b"), "a.js": b""},
-            [("$.handler.runtime", "cannot be run"), ("$.handler.stateful", "cannot be run")],
+            [("$.handler.stateful", "cannot be run")],
         ),
         (
             {**FILES, "handler.py": b"def handle(:\n", "lib/b.py": b"x = 1\ny = (\n"},

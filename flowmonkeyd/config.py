@@ -3,7 +3,8 @@
 Flags beat the environment (`FLOWMONKEY_SOCKET`, `FLOWMONKEY_DATA_DIR`, `FLOWMONKEY_CONFIG`,
 `FLOWMONKEY_<SECTION>__<KEY>`), which beats the TOML file, which beats the defaults here. An unknown
 key or a value out of range stops the start with one line each. A variable that is empty counts as
-not set. Reads one file and nothing else.
+not set. What is set for one handler (`[handlers."acme/resize"]`) has no variable. Reads one file
+and nothing else.
 """
 
 from __future__ import annotations
@@ -11,22 +12,27 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from flowmonkeyd.documents.manifest import HANDLER_TYPE
 from flowmonkeyd.documents.problems import problems_of
+from flowmonkeyd.documents.targets import wrong_network, wrong_target
 from sandbox.model import ALL_LAYERS, DEFAULT_REQUIRED
 
 __all__ = [
     "Api",
     "ConfigError",
+    "HandlerNetwork",
+    "HandlerSection",
     "LimitsSection",
     "Loaded",
     "LogSection",
+    "SandboxNetwork",
     "SandboxSection",
     "Settings",
     "Shutdown",
@@ -38,9 +44,30 @@ __all__ = [
 _DAY_MS = 24 * 3600 * 1000
 # Text in the file where a number belongs is a mistake; flags and variables are parsed before.
 _Int = Annotated[int, Field(strict=True)]
+_MIB = 1024 * 1024
+
+
+def _each(wrong: Callable[[str], str | None]) -> AfterValidator:
+    def check(text: str) -> str:
+        if (words := wrong(text)) is not None:
+            raise ValueError(f"{text!r} {words}")
+        return text
+
+    return AfterValidator(check)
+
+
+# "*" is every global address; an empty list allows nothing.
+_Allow = tuple[Annotated[str, _each(lambda text: None if text == "*" else wrong_target(text))], ...]
+_Deny = tuple[Annotated[str, _each(wrong_target)], ...]
+# Where a setting is: its names from the top. "*" stands for the name of any handler.
+_Key = tuple[str, ...]
+_ANY = "*"
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class _Section(BaseModel):
+    """Sections within a section come after its own keys, as TOML wants them."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -70,18 +97,62 @@ class TimeoutsSection(_Section):
     waitMs: Annotated[_Int, Field(ge=1000, le=3650 * _DAY_MS)] = 7 * _DAY_MS
 
 
+class SandboxNetwork(_Section):
+    """What the gateway lets any handler do that asks for network."""
+
+    # What it serves; none: no handler has network.
+    ports: tuple[Annotated[_Int, Field(ge=1, le=65535)], ...] = (80, 443)
+    allow: _Allow = ("*",)
+    deny: _Deny = ()
+    # For each execution.
+    connections: Annotated[_Int, Field(ge=1, le=1024)] = 64
+    bytesMax: Annotated[_Int, Field(ge=1024, le=1024**4)] = 256 * _MIB
+    dnsQueriesMax: Annotated[_Int, Field(ge=0, le=100_000)] = 256
+    connectMs: Annotated[_Int, Field(ge=1, le=60_000)] = 10_000
+    idleMs: Annotated[_Int, Field(ge=1, le=60_000)] = 30_000
+
+
 class SandboxSection(_Section):
     # Steps that run at a time; 0 is one for each processor.
     slots: Annotated[_Int, Field(ge=0, le=256)] = 0
-    # Confined processes kept waiting for each fork server.
+    # Confined processes kept waiting for each fork server, and as many of Node.
     spares: Annotated[_Int, Field(ge=0, le=64)] = 2
+    nodeSpares: Annotated[_Int, Field(ge=0, le=64)] = 2
+    # What nobody needed for so long is ended.
+    idleMs: Annotated[_Int, Field(ge=1, le=_DAY_MS)] = 60_000
     # The layers without which nothing is run.
     require: tuple[str, ...] = tuple(sorted(DEFAULT_REQUIRED))
-    # The interpreter of handlers; empty is the daemon's own.
+    # The interpreters of handlers; empty are the daemon's own and the node in PATH.
     python: str = ""
+    node: str = ""
     # A value may have 1 MiB, the result around it a little more.
-    outputBytesMax: Annotated[_Int, Field(ge=1024, le=64 * 1024**2)] = 1024 * 1024 + 64 * 1024
-    logBytesMax: Annotated[_Int, Field(ge=0, le=64 * 1024**2)] = 1024 * 1024
+    outputBytesMax: Annotated[_Int, Field(ge=1024, le=64 * _MIB)] = _MIB + 64 * 1024
+    logBytesMax: Annotated[_Int, Field(ge=0, le=64 * _MIB)] = _MIB
+    # Lines a second that are kept of a handler.
+    logRate: Annotated[_Int, Field(ge=1, le=1_000_000)] = 5_000
+    # A private /tmp holds so much, for handlers that ask for one.
+    tempBytesMax: Annotated[_Int, Field(ge=64 * 1024, le=1024 * _MIB)] = 64 * _MIB
+    network: SandboxNetwork = SandboxNetwork()
+
+
+class HandlerNetwork(_Section):
+    """Bounds what a handler's manifest asks for; it never adds to it."""
+
+    allow: _Allow = ("*",)
+    deny: _Deny = ()
+
+
+class HandlerSection(_Section):
+    """What the operator says of one handler type, under `[handlers."TYPE"]`."""
+
+    # "reuse": the same process for many executions of one version and tenant.
+    policy: Literal["fresh", "reuse"] = "fresh"
+    reuseUses: Annotated[_Int, Field(ge=1, le=1_000_000)] = 100
+    reuseIdleMs: Annotated[_Int, Field(ge=1, le=3_600_000)] = 60_000
+    reuseAgeMs: Annotated[_Int, Field(ge=1, le=_DAY_MS)] = 600_000
+    # Networks that are not global and that it may reach all the same.
+    privateNetworks: tuple[Annotated[str, _each(wrong_network)], ...] = ()
+    network: HandlerNetwork = HandlerNetwork()
 
 
 class LogSection(_Section):
@@ -100,6 +171,7 @@ class Settings(_Section):
     timeouts: TimeoutsSection = TimeoutsSection()
     sandbox: SandboxSection = SandboxSection()
     log: LogSection = LogSection()
+    handlers: Mapping[str, HandlerSection] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,55 +196,59 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], is_root: bool, ho
     Raises ConfigError with every problem.
     """
     places = _places(environ, is_root, home)
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
+    values: dict[_Key, Any] = {}
+    origins: dict[_Key, str] = {}
 
-    def take(key: str, value: Any, origin: str) -> None:
+    def take(key: _Key, value: Any, origin: str) -> None:
         values[key], origins[key] = value, origin
 
-    for key in ("socket", "dataDir"):
-        take(key, str(places[key]), "default")
+    for name in ("socket", "dataDir"):
+        take((name,), str(places[name]), "default")
     file, asked = _file(flags, environ, places)
     for key, value in _flatten(_read(file, asked)).items():
         take(key, value, str(file))
     defaults = _defaults()
-    variables = {_variable(key): key for key in defaults}
+    variables = {_variable(key): key for key in defaults if _ANY not in key}
     lines: list[str] = []
     for name, text in environ.items():
         if name in variables and text:
             take(variables[name], _parsed(defaults[variables[name]], text), name)
         elif name.startswith("FLOWMONKEY_") and "__" in name and name not in variables:
             lines.append(f"{name}: unknown variable; see `flowmonkeyd --print-config` for keys")
-    for key, text in flags.items():
-        if key != "config":
-            take(key, _parsed(defaults.get(key), text), "flag")
-    for key in [key for key in values if key not in defaults]:
-        value = values.pop(key)
-        if key not in Settings.model_fields:
-            lines.append(f"{origins[key]}: {key}: unknown key; see `flowmonkeyd --print-config`")
+    for written, text in flags.items():
+        if written != "config":
+            key = _key(written)
+            take(key, _parsed(defaults.get(_general(key)), text), "flag")
+    for key in [key for key in values if _general(key) not in defaults]:
+        value, where = values.pop(key), f"{origins[key]}: {_dotted(key)}"
+        if not any(one[: len(key)] == _general(key) for one in defaults):
+            lines.append(f"{where}: unknown key; see `flowmonkeyd --print-config`")
         elif value != {}:
-            lines.append(f"{origins[key]}: {key} = {value!r}: should be a section")
-    for key in ("socket", "dataDir"):
+            lines.append(f"{where} = {value!r}: should be a section")
+    for name in ("socket", "dataDir"):
         # An empty path would be the working directory, nobody's intention.
-        if isinstance(text := values[key], str) and text:
-            values[key] = _absolute(text, home)
+        if isinstance(text := values[(name,)], str) and text:
+            values[(name,)] = _absolute(text, home)
         else:
-            lines.append(f"{origins[key]}: {key} = {text!r}: should be a path")
-            values[key] = places[key]  # so that all else is looked at too
+            lines.append(f"{origins[(name,)]}: {name} = {text!r}: should be a path")
+            values[(name,)] = places[name]  # so that all else is looked at too
     settings = _validated(values, origins, lines)
-    return Loaded(settings, {key: origins.get(key, "default") for key in defaults})
+    shown = _flatten(settings.model_dump(mode="json"))
+    return Loaded(settings, {_dotted(key): origins.get(key, "default") for key in shown})
 
 
 def print_config(loaded: Loaded) -> str:
     """The effective configuration as TOML, each value with its source in a comment."""
-    lines, section = [], ""
+    lines = []
+    section: _Key = ()
     for key, value in _flatten(loaded.settings.model_dump(mode="json")).items():
-        head, dot, tail = key.rpartition(".")
-        if head != section:
-            lines.extend(["", f"[{head}]"])
-            section = head
-        shown = oct(value) if key == "api.socketMode" else _toml(value)
-        lines.append(f"{tail if dot else key} = {shown}  # {loaded.origins[key]}")
+        if value == {}:  # of no handler
+            continue
+        if key[:-1] != section:
+            section = key[:-1]
+            lines.extend(["", f"[{_dotted(section)}]"])
+        shown = oct(value) if key == ("api", "socketMode") else _toml(value)
+        lines.append(f"{_dotted(key[-1:])} = {shown}  # {loaded.origins[_dotted(key)]}")
     return "\n".join(lines)
 
 
@@ -213,33 +289,56 @@ def _read(file: Path, asked: bool) -> dict[str, Any]:
         raise ConfigError([f"{file}: cannot read the configuration: {exc}"]) from None
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def _flatten(tree: Mapping[str, Any], above: _Key = ()) -> dict[_Key, Any]:
+    flat: dict[_Key, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:
-            flat.update(_flatten(value, f"{prefix}{name}."))
+            flat.update(_flatten(value, (*above, name)))
         else:
-            flat[prefix + name] = value
+            flat[*above, name] = value
     return flat
+
+
+def _dotted(key: _Key) -> str:
+    return ".".join(one if _BARE.fullmatch(one) else json.dumps(one) for one in key)
+
+
+def _key(text: str) -> _Key:
+    """A key as TOML writes it: `a.b`, `a."b.c".d`."""
+    try:
+        tree: Any = tomllib.loads(f"{text} = 0")
+    except tomllib.TOMLDecodeError:
+        return (text,)
+    found: _Key = ()
+    while isinstance(tree, dict):
+        if len(tree) != 1:
+            return (text,)
+        ((name, tree),) = tree.items()
+        found = (*found, name)
+    return found
+
+
+def _general(key: _Key) -> _Key:
+    return ("handlers", _ANY, *key[2:]) if key[:1] == ("handlers",) and len(key) > 1 else key
 
 
 def _absolute(text: str, home: Path) -> Path:
     return (home / text[2:] if text.startswith("~/") else Path(text)).absolute()
 
 
-def _defaults() -> dict[str, Any]:
-    """Every dotted key with its default (None for the two without)."""
-    defaults: dict[str, Any] = {"socket": None, "dataDir": None}
+def _defaults() -> dict[_Key, Any]:
+    """Every key with its default (None for the two without)."""
+    defaults: dict[_Key, Any] = {("socket",): None, ("dataDir",): None}
     for name, field in Settings.model_fields.items():
         if isinstance(field.default, BaseModel):
-            dumped = field.default.model_dump(mode="json")
-            defaults.update({f"{name}.{key}": value for key, value in dumped.items()})
-    return defaults
+            defaults.update(_flatten(field.default.model_dump(mode="json"), (name,)))
+    one = HandlerSection().model_dump(mode="json")
+    return {**defaults, **_flatten(one, ("handlers", _ANY))}
 
 
-def _variable(key: str) -> str:
+def _variable(key: _Key) -> str:
     """`shutdown.graceMs` is FLOWMONKEY_SHUTDOWN__GRACE_MS."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).replace(".", "__")
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", "__".join(key))
     return f"FLOWMONKEY_{words.upper()}"
 
 
@@ -251,25 +350,34 @@ def _parsed(default: Any, text: str) -> Any:
         except ValueError:
             return text  # refused by the model, with the key's name
     if isinstance(default, list):
-        return [part.strip() for part in text.split(",") if part.strip()]
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        return [_parsed(default[0], part) for part in parts] if default else parts
     return text
 
 
-def _validated(values: Mapping[str, Any], origins: Mapping[str, str], lines: list[str]) -> Settings:
+def _validated(
+    values: Mapping[_Key, Any], origins: Mapping[_Key, str], lines: list[str]
+) -> Settings:
     """The settings of values under known keys; `lines` are the problems found before."""
     tree: dict[str, Any] = {}
     for key, value in values.items():
-        section, dot, name = key.partition(".")
-        (tree.setdefault(section, {}) if dot else tree)[name or section] = value
+        place = tree
+        for name in key[:-1]:
+            place = place.setdefault(name, {})
+        place[key[-1]] = value
+    for name in tree.get("handlers", ()):
+        if not HANDLER_TYPE.fullmatch(name):
+            lines.append(f"{_dotted(('handlers', name))}: is no handler's type")
     try:
         settings = Settings.model_validate(tree)
     except ValidationError as exc:
-        for problem in problems_of(exc):
-            key = problem.path.removeprefix("$.").partition("[")[0]  # of a list's member: the list
-            lines.append(f"{origins[key]}: {key} = {values[key]!r}: {problem.message}")
+        for found, problem in zip(exc.errors(), problems_of(exc), strict=True):
+            # of a list's member: the list
+            key = tuple(part for part in found["loc"] if isinstance(part, str))
+            lines.append(f"{origins[key]}: {_dotted(key)} = {values[key]!r}: {problem.message}")
         raise ConfigError(lines) from None
     for layer in sorted(set(settings.sandbox.require) - set(ALL_LAYERS)):
-        where = f"{origins['sandbox.require']}: sandbox.require"
+        where = f"{origins[('sandbox', 'require')]}: sandbox.require"
         known = ", ".join(ALL_LAYERS)
         lines.append(f"{where}: unknown layer {layer!r}; the layers are {known}")
     if lines:

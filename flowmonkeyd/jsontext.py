@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
-__all__ = ["dumps", "loads", "size_bytes"]
+__all__ = ["dumps", "encode", "loads", "size_bytes"]
 
 
 def loads(text: str | bytes | bytearray) -> Any:
@@ -24,13 +24,18 @@ def loads(text: str | bytes | bytearray) -> Any:
 
 def dumps(value: Any) -> str:
     """Compact JSON text of a JSON value. Raises ValueError when the value has none."""
+    return encode(value).decode()
+
+
+def encode(value: Any) -> bytes:
+    """`dumps` as UTF-8."""
     try:
         text = to_json(value, inf_nan_mode="constants")
     except PydanticSerializationError as exc:
         raise ValueError(str(exc)) from exc
     if _has_infinity(text):
         raise ValueError("JSON has no text for infinity and NaN")
-    return text.decode()
+    return text
 
 
 def size_bytes(value: Any) -> int:

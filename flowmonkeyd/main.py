@@ -38,7 +38,6 @@ from flowmonkeyd.packages import Packages
 from flowmonkeyd.stateless import Stateless
 from flowmonkeyd.store import Committed, Store, catalog, executions, tasks
 from flowmonkeyd.timers import Timers
-from sandbox import Limits as SandboxLimits
 from sandbox import Pool, PoolSettings
 
 __all__ = ["Daemon", "main"]
@@ -78,14 +77,14 @@ class Daemon:
         engine = Engine(store, RandomIds(), _execution_limits(settings))
         packages = Packages(settings.dataDir / "packages")
         pool = Pool(_pool_settings(settings))
-        stateless = Stateless(pool, packages, engine, clock, _limits(settings))
+        stateless = Stateless(pool, packages, engine, clock, settings)
         dispatcher = Dispatcher(engine, {Lane.SANDBOX: stateless}, f"flowmonkeyd-{os.getpid()}")
         timers = Timers(engine, clock)
         feed = Feed()
 
         @cache
         def metrics() -> _Metrics:
-            return _Metrics(store, dispatcher, pool)
+            return _Metrics(store, dispatcher, pool, stateless)
 
         def committed(hints: Committed) -> None:
             dispatcher.committed(hints)
@@ -214,7 +213,9 @@ class Daemon:
 class _Metrics:
     """What the tables and the parts say now, for a scrape."""
 
-    def __init__(self, store: Store, dispatcher: Dispatcher, pool: Pool) -> None:
+    def __init__(
+        self, store: Store, dispatcher: Dispatcher, pool: Pool, stateless: Stateless
+    ) -> None:
         from flowmonkeyd.metrics import Metrics  # 25 ms that a daemon nobody scrapes does not pay
 
         self._store = store
@@ -226,6 +227,19 @@ class _Metrics:
         commits.set_function(lambda: store.commits)
         writes = metrics.gauge("store_writes", "Writes since the start; many share a commit")
         writes.set_function(lambda: store.writes)
+        denials = metrics.gauge("network_denials", "Targets refused to handlers since the start")
+        denials.set_function(lambda: stateless.denials)
+        moved = metrics.gauge(
+            "network_bytes", "Bytes of handlers over the network since the start", ["direction"]
+        )
+        moved.labels("sent").set_function(lambda: stateless.sent_bytes)
+        moved.labels("received").set_function(lambda: stateless.received_bytes)
+        self._pool = pool
+        self._sandbox = metrics.gauge(
+            "sandbox_processes",
+            "Processes of the sandbox: waiting or kept now; started, reused, crashed in all",
+            ["state"],
+        )
         self._executions = metrics.gauge("executions", "Executions by status", ["status"])
         self._queue = metrics.gauge(
             "queue_tasks", "Tasks by handler type, priority, state", ["type", "priority", "state"]
@@ -235,6 +249,10 @@ class _Metrics:
         counts, depth = await self._store.read(lambda c: (executions.counts(c), tasks.depth(c)))
         for status in ExecutionStatus:
             self._executions.labels(status.value).set(counts.get(status.value, 0))
+        pool = self._pool.statistics()
+        for state in ("kept", "started", "reused", "crashed"):
+            self._sandbox.labels(state).set(pool[state])
+        self._sandbox.labels("spare").set(sum(pool["spares"].values()))
         self._queue.clear()
         for row in depth:
             for state in ("queued", "leased"):
@@ -272,18 +290,16 @@ def _execution_limits(settings: Settings) -> Limits:
 
 
 def _pool_settings(settings: Settings) -> PoolSettings:
+    sandbox = settings.sandbox
     return PoolSettings(
-        slots=settings.sandbox.slots or os.cpu_count() or 1,
-        spares=settings.sandbox.spares,
-        python=settings.sandbox.python or None,
-        required_layers=frozenset(settings.sandbox.require),
-    )
-
-
-def _limits(settings: Settings) -> SandboxLimits:
-    """What bounds every handler; the manifest and the step say the rest."""
-    return SandboxLimits(
-        output_bytes=settings.sandbox.outputBytesMax, log_bytes=settings.sandbox.logBytesMax
+        slots=sandbox.slots or os.cpu_count() or 1,
+        spares=sandbox.spares,
+        spares_node=sandbox.nodeSpares,
+        idle_ms=sandbox.idleMs,
+        ports=sandbox.network.ports,
+        python=sandbox.python or None,
+        node=sandbox.node or None,
+        required_layers=frozenset(sandbox.require),
     )
 
 

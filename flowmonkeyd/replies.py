@@ -13,12 +13,13 @@ from typing import Any
 
 from flowmonkeyd import jsontext
 from flowmonkeyd.model import NO_VALUE, Outcome, StepError, TaskResult, Wait, WaitKind
-from sandbox.model import Ending, Reply
+from sandbox.model import Denial, Ending, Reply, Traffic
 
-__all__ = ["result_of"]
+__all__ = ["denial_text", "result_of"]
 
 # The last moment RFC 3339 can write: the end of the year 9999.
 _LATEST_MS = 253_402_300_799_999
+_NAME_MAX = 300
 
 _ERRORS = {
     Ending.TIMEOUT: "TIMEOUT",
@@ -33,10 +34,12 @@ _ERRORS = {
 
 def result_of(reply: Reply, now_ms: int) -> TaskResult:
     """The result a reply amounts to. Pure."""
-    usage = {
+    usage: dict[str, Any] = {
         "peakMemoryBytes": reply.usage.peak_memory_bytes,
         "cpuMs": reply.usage.cpu_ms,
     }
+    if reply.traffic is not None:
+        usage["network"] = _network(reply.traffic)
     if reply.ending is not Ending.RESULT or reply.result is None:
         retryable = reply.ending is not Ending.UNAVAILABLE
         error = StepError(_ERRORS.get(reply.ending, "INVALID_RESULT"), reply.message, retryable)
@@ -48,6 +51,40 @@ def result_of(reply: Reply, now_ms: int) -> TaskResult:
             error = StepError("INVALID_RESULT", f"the handler's answer is not a result: {exc}")
             result = TaskResult(Outcome.ERROR, error=error)
     return replace(result, duration_ms=reply.usage.wall_ms, usage=usage, worker_id="sandbox")
+
+
+def denial_text(denial: Denial) -> str:
+    """A refused target as a line of the execution's log."""
+    again = f" ({denial.count} times)" if denial.count > 1 else ""
+    return _plain(f"network: refused {denial.target}: {denial.reason}{again}")
+
+
+def _network(traffic: Traffic) -> dict[str, Any]:
+    return {
+        "contacts": [
+            {
+                "host": _plain(one.host),
+                "address": one.address,
+                "port": one.port,
+                "connections": one.connections,
+                "sentBytes": one.sent_bytes,
+                "receivedBytes": one.received_bytes,
+            }
+            for one in traffic.contacts
+        ],
+        "denials": [
+            {"target": _plain(one.target), "reason": one.reason, "count": one.count}
+            for one in traffic.denials
+        ],
+        "dnsQueries": traffic.dns_queries,
+        "sentBytes": traffic.sent_bytes,
+        "receivedBytes": traffic.received_bytes,
+    }
+
+
+def _plain(text: str) -> str:
+    """A name that a handler chose, as text that every table can keep."""
+    return text[:_NAME_MAX].encode(errors="replace").decode()
 
 
 def _result(answer: Mapping[str, Any], now_ms: int) -> TaskResult:

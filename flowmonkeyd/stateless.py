@@ -1,7 +1,8 @@
 """Runs stateless handlers in the sandbox: Task to Call, Reply to TaskResult.
 
-Resolves the input, takes the lower limits of manifest and step,
-hands log lines over while the handler runs. `replies` says what a reply amounts to.
+Resolves the input, takes the lower limits of manifest and step, hands log lines over while the
+handler runs. `terms` says what a handler may do, `replies` what a reply amounts to. This is a hot
+path: what is the same for every task of a package is made once.
 """
 
 from __future__ import annotations
@@ -9,55 +10,85 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from flowmonkeyd import jsontext
 from flowmonkeyd.clock import Clock
+from flowmonkeyd.config import Settings
 from flowmonkeyd.dispatcher import Finished, Log, OnLogs
 from flowmonkeyd.documents import selectors
-from flowmonkeyd.documents.manifest import Manifest, parse_manifest
+from flowmonkeyd.documents.manifest import parse_manifest
 from flowmonkeyd.engine import Engine
 from flowmonkeyd.model import NO_VALUE, Outcome, StepError, Task, TaskResult
 from flowmonkeyd.packages import Packages
-from flowmonkeyd.replies import result_of
-from sandbox import Call, Egress, Ending, Limits, LogLine, Policy, Pool, Reply
+from flowmonkeyd.replies import denial_text, result_of
+from flowmonkeyd.terms import Terms, terms_of
+from sandbox import Call, Ending, JsonText, Limits, LogLine, Pool, Reply, Traffic
 
 __all__ = ["Stateless"]
 
 # Log lines of a running handler are handed over this often, so that `logs -f` follows it.
 LOGS_EVERY_S = 0.25
-MANIFESTS_MAX = 512
+PACKAGES_MAX = 512
+STEP_LIMITS_MAX = 64
 # A fork server that is lost three times while one task runs is lost because of that task.
 TRIES_MAX = 3
-MIB = 1024 * 1024
+
+
+@dataclass(slots=True)
+class _Package:
+    """What is the same for every task of a package."""
+
+    folder: str
+    entrypoint: str
+    runtime: Any
+    terms: Terms
+    secret: str | None  # the first that it cannot do without
+    # By a step's own time limit: one object for all, which is quicker to compare.
+    limits: dict[int | None, Limits] = field(default_factory=dict)
+
+    def limits_of(self, timeout_ms: int | None) -> Limits:
+        found = self.limits.get(timeout_ms)
+        if found is None:
+            whole = self.terms.limits
+            wall_ms = whole.wall_ms if timeout_ms is None else min(whole.wall_ms, timeout_ms)
+            if len(self.limits) >= STEP_LIMITS_MAX:
+                self.limits.clear()
+            found = self.limits[timeout_ms] = replace(whole, wall_ms=wall_ms)
+        return found
 
 
 class Stateless:
-    """The executor of the sandbox lane."""
+    """The executor of the sandbox lane. The numbers count since the start."""
 
     def __init__(
-        self, pool: Pool, packages: Packages, engine: Engine, clock: Clock, limits: Limits
+        self, pool: Pool, packages: Packages, engine: Engine, clock: Clock, settings: Settings
     ) -> None:
         self._pool = pool
         self._packages = packages
         self._engine = engine
         self._clock = clock
-        self._limits = limits
-        self._manifests: OrderedDict[str, Manifest] = OrderedDict()
+        self._settings = settings
+        self._known: OrderedDict[str, _Package] = OrderedDict()
+        self.denials = 0
+        self.sent_bytes = 0
+        self.received_bytes = 0
 
     @property
     def slots(self) -> int:
         return self._pool.slots
 
     async def run(self, task: Task, on_logs: OnLogs) -> Finished:
-        """Run a task in a fresh sandboxed process."""
+        """Run a task in a sandboxed process."""
         if task.manifest is None or task.package_digest is None:
             name = f"{task.handler_type}@{task.handler_version}"
             return _failed("HANDLER_NOT_FOUND", f"the package of {name} is gone", fatal=True)
-        manifest = self._manifest(task.package_digest, task.manifest)
-        secrets = [i.property for i in manifest.inputs if i.source == "vault" and i.required]
-        if secrets:
-            message = f"no secret {secrets[0]!r} for tenant {task.tenant_id!r}"
+        package = self._known.get(task.package_digest)
+        if package is None:
+            package = self._package(task.package_digest, task.manifest)
+        if package.secret is not None:
+            message = f"no secret {package.secret!r} for tenant {task.tenant_id!r}"
             return _failed("SECRET_NOT_FOUND", message)
         try:
             given = selectors.resolve(task.step.input, task.context)
@@ -67,64 +98,106 @@ class Stateless:
         context: Mapping[str, Any] | bytes = task.context
         if not task.context_complete:
             context = await self._engine.context_text(task.key)
-        call = self._call(task, manifest, given, context)
-        lines: list[LogLine] = []
+        call = _call(task, package, given, context)
         async with asyncio.TaskGroup() as group:
-            follower = group.create_task(_follow(lines, on_logs))
-            reply = await self._run(call, lines)
-            follower.cancel()
-        result = result_of(reply, self._clock.now_ms())
-        return Finished(result, [_line(line) for line in lines])
+            lines = _Lines(group, on_logs)
+            try:
+                reply = await self._run(call, lines)
+            finally:
+                lines.end()
+        now_ms = self._clock.now_ms()
+        if reply.traffic is not None:
+            self._count(reply.traffic)
+            lines.waiting.extend(_denials(reply.traffic, now_ms))
+        return Finished(result_of(reply, now_ms), lines.waiting)
 
-    async def _run(self, call: Call, lines: list[LogLine]) -> Reply:
+    async def _run(self, call: Call, lines: _Lines) -> Reply:
         """Run the call; anew when its fork server was lost, which is no fault of the handler's."""
         for _ in range(TRIES_MAX - 1):
-            reply = await self._pool.run(call, lines.append)
+            reply = await self._pool.run(call, lines.add)
             if reply.ending is not Ending.UNAVAILABLE or self._missing_layers():
                 return reply
-        return await self._pool.run(call, lines.append)
+        return await self._pool.run(call, lines.add)
 
     def _missing_layers(self) -> bool:
         layers = self._pool.layers()
         return not layers or any(layer.required and not layer.available for layer in layers)
 
-    def _manifest(self, digest: str, text: str) -> Manifest:
-        manifest = self._manifests.get(digest)
-        if manifest is None:
-            manifest = self._manifests[digest] = parse_manifest(text)
-            if len(self._manifests) > MANIFESTS_MAX:
-                self._manifests.popitem(last=False)
-        return manifest
-
-    def _call(
-        self, task: Task, manifest: Manifest, given: Any, context: Mapping[str, Any] | bytes
-    ) -> Call:
-        wall_ms = manifest.timeout_ms
-        if task.step.timeout_ms is not None:
-            wall_ms = min(wall_ms, task.step.timeout_ms)
-        assert task.package_digest is not None
-        return Call(
-            package_dir=str(self._packages.path(task.package_digest)),
-            entrypoint=manifest.entrypoint,
-            runtime=manifest.runtime,
-            input=None if given is NO_VALUE else given,
-            has_input=given is not NO_VALUE,
-            config=dict(task.step.config),
-            context=context,
-            execution_id=task.execution_id,
-            flow_id=task.flow_id,
-            step_id=task.step.id,
-            attempt=task.attempt,
-            tenant_id=task.tenant_id,
-            task_id=task.id,
-            limits=replace(self._limits, wall_ms=wall_ms, memory_bytes=manifest.memory_mib * MIB),
-            policy=Policy(
-                manifest.filesystem,
-                None
-                if manifest.network is None
-                else Egress(manifest.network.allow, manifest.network.deny),
-            ),
+    def _package(self, digest: str, text: str) -> _Package:
+        manifest = parse_manifest(text)
+        secrets = (one for one in manifest.inputs if one.source == "vault" and one.required)
+        package = self._known[digest] = _Package(
+            str(self._packages.path(digest)),
+            manifest.entrypoint,
+            manifest.runtime,
+            terms_of(manifest, self._settings),
+            next((one.property for one in secrets), None),
         )
+        if len(self._known) > PACKAGES_MAX:
+            self._known.popitem(last=False)
+        return package
+
+    def _count(self, traffic: Traffic) -> None:
+        self.denials += sum(denial.count for denial in traffic.denials)
+        self.sent_bytes += traffic.sent_bytes
+        self.received_bytes += traffic.received_bytes
+
+
+class _Lines:
+    """A task's log lines, handed over while it runs: each batch after the one before it."""
+
+    def __init__(self, group: asyncio.TaskGroup, on_logs: OnLogs) -> None:
+        self.waiting: list[Log] = []
+        self._group = group
+        self._on_logs = on_logs
+        self._timer: asyncio.TimerHandle | None = None
+        self._handing_over: asyncio.Task[None] | None = None
+
+    def add(self, line: LogLine) -> None:
+        self.waiting.append(_line(line))
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(LOGS_EVERY_S, self._hand_over)
+
+    def end(self) -> None:
+        """No more is handed over; the group waits for what is on its way."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _hand_over(self) -> None:
+        self._timer = None
+        if self._handing_over is None or self._handing_over.done():
+            batch: Sequence[Log] = self.waiting
+            self.waiting = []
+            self._handing_over = self._group.create_task(self._keep(batch))
+        else:  # the writer is behind
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(LOGS_EVERY_S, self._hand_over)
+
+    async def _keep(self, batch: Sequence[Log]) -> None:
+        await self._on_logs(batch)
+
+
+def _call(task: Task, package: _Package, given: Any, context: Mapping[str, Any] | bytes) -> Call:
+    has_input = given is not NO_VALUE
+    return Call(
+        package_dir=package.folder,
+        entrypoint=package.entrypoint,
+        runtime=package.runtime,
+        input=JsonText(jsontext.encode(given)) if has_input else None,
+        has_input=has_input,
+        config=JsonText(jsontext.encode(dict(task.step.config))),
+        context=context,
+        execution_id=task.execution_id,
+        flow_id=task.flow_id,
+        step_id=task.step.id,
+        attempt=task.attempt,
+        tenant_id=task.tenant_id,
+        task_id=task.id,
+        limits=package.limits_of(task.step.timeout_ms),
+        policy=package.terms.policy,
+        reuse=package.terms.reuse,
+    )
 
 
 def _failed(code: str, message: str, fatal: bool = False) -> Finished:
@@ -132,13 +205,9 @@ def _failed(code: str, message: str, fatal: bool = False) -> Finished:
     return Finished(TaskResult(Outcome.ERROR, error=error, fatal=fatal))
 
 
-async def _follow(lines: list[LogLine], on_logs: OnLogs) -> None:
-    while True:
-        await asyncio.sleep(LOGS_EVERY_S)
-        if lines:
-            batch: Sequence[Log] = [_line(line) for line in lines]
-            lines.clear()
-            await on_logs(batch)
+def _denials(traffic: Traffic, at_ms: int) -> Sequence[Log]:
+    """A line for each target that was refused, as the handler's own library may hide it."""
+    return [(at_ms, "log", "warning", denial_text(one), None) for one in traffic.denials]
 
 
 def _line(line: LogLine) -> Log:

@@ -32,7 +32,15 @@ from flowmonkeyd.documents.text import not_json, parse_json
 from flowmonkeyd.documents.versions import is_version
 from flowmonkeyd.errors import Invalid, Problem
 
-__all__ = ["Input", "Manifest", "Network", "Stateful", "json_schema", "parse_manifest"]
+__all__ = [
+    "HANDLER_TYPE",
+    "Input",
+    "Manifest",
+    "Network",
+    "Stateful",
+    "json_schema",
+    "parse_manifest",
+]
 
 # The seed's hard limits of a stateless handler.
 TTL_MS_MAX = 60_000
@@ -46,6 +54,7 @@ TARGETS_MAX = 200
 NODE_MEMORY_MIB_MIN = 64
 HARD_TTL_MS_MAX = 30 * 24 * 3600 * 1000
 
+HANDLER_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*(/[A-Za-z0-9][A-Za-z0-9_.\-]*)?")
 Text = Annotated[StrictStr, Field(min_length=1, max_length=1024)]
 Millis = Annotated[StrictInt, Field(ge=1, le=HARD_TTL_MS_MAX)]
 
@@ -59,7 +68,7 @@ class _Handler(_Model):
         StrictStr,
         Field(
             max_length=200,
-            pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*(/[A-Za-z0-9][A-Za-z0-9_.\-]*)?$",
+            pattern=f"^{HANDLER_TYPE.pattern}$",
         ),
     ]
     version: StrictStr

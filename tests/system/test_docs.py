@@ -15,7 +15,7 @@ import pytest
 from flowctl.client import Client
 from flowctl.main import cli
 from flowmonkeyd.api.routes import ROUTES
-from flowmonkeyd.config import Settings
+from flowmonkeyd.config import HandlerSection, Settings
 from flowmonkeyd.errors import CODES
 from flowmonkeyd.store.ledger import TYPES
 
@@ -99,11 +99,15 @@ def test_a_command_is_in_the_docs(command):
     assert f"`{command}" in DOCS["api.md"]
 
 
-def settings() -> list[str]:
+def settings(model: type = Settings, above: str = "") -> list[str]:
     keys = []
-    for name, field in Settings.model_fields.items():
-        inner = getattr(field.annotation, "model_fields", None)
-        keys += [f"{name}.{key}" for key in inner] if inner else [name]
+    for name, field in model.model_fields.items():
+        if hasattr(field.annotation, "model_fields"):
+            keys += settings(field.annotation, f"{above}{name}.")
+        elif name == "handlers":
+            keys += settings(HandlerSection, 'handlers."TYPE".')
+        else:
+            keys.append(above + name)
     return keys
 
 

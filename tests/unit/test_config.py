@@ -196,3 +196,72 @@ def test_settings_do_not_change_once_they_are_loaded() -> None:
     settings = loaded(environ={"FLOWMONKEY_CONFIG": "/dev/null"}).settings
     with pytest.raises(ValueError, match="frozen"):
         settings.shutdown.graceMs = 5
+
+
+def test_a_handler_s_own_table_is_kept_under_its_type(tmp_path) -> None:
+    text = """
+        [handlers."acme/resize"]
+        policy = "reuse"
+        reuseUses = 7
+        [handlers."acme/resize".network]
+        allow = ["*.example.com:443"]
+        [handlers.plain]
+    """
+    flags = {'handlers."a.b".privateNetworks': "127.0.0.0/8, ::1/128"}
+    found = loaded(text, tmp_path, **flags)
+    handlers = found.settings.handlers
+    assert handlers["acme/resize"].policy == "reuse"
+    assert handlers["acme/resize"].reuseUses == 7
+    assert handlers["acme/resize"].network.allow == ("*.example.com:443",)
+    assert handlers["a.b"].privateNetworks == ("127.0.0.0/8", "::1/128")
+    assert found.origins['handlers."acme/resize".policy'] == f"{tmp_path}/c.toml"
+    assert found.origins['handlers."acme/resize".reuseIdleMs'] == "default"
+    assert found.origins['handlers."a.b".privateNetworks'] == "flag"
+    shown = print_config(found)
+    again = loaded(shown, tmp_path).settings
+    assert again.handlers["acme/resize"] == handlers["acme/resize"]
+    assert 'allow = ["*.example.com:443"]' in shown
+
+
+def test_sections_within_sections_have_variables_too() -> None:
+    environ = {
+        "FLOWMONKEY_CONFIG": "/dev/null",
+        "FLOWMONKEY_SANDBOX__NETWORK__BYTES_MAX": "5000",
+        "FLOWMONKEY_SANDBOX__NETWORK__PORTS": "80, 8080",
+        "FLOWMONKEY_SANDBOX__NETWORK__DENY": "a.org,10.0.0.0/8",
+    }
+    found = loaded(environ=environ)
+    network = found.settings.sandbox.network
+    assert (network.bytesMax, network.ports) == (5000, (80, 8080))
+    assert network.deny == ("a.org", "10.0.0.0/8")
+    assert found.origins["sandbox.network.deny"] == "FLOWMONKEY_SANDBOX__NETWORK__DENY"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("handlers = 1", "handlers = 1: should be a section"),
+        ("handlers.x = 1", "handlers.x = 1: should be a section"),
+        ("[handlers.x]\nspeed = 1", "handlers.x.speed: unknown key; see"),
+        ('[handlers."a/b".network]\nports = [1]', 'handlers."a/b".network.ports: unknown key; see'),
+        ('[handlers."a/b"]\npolicy = "kept"', "handlers.\"a/b\".policy = 'kept': should be fresh"),
+        ("[handlers.x]\nreuseUses = 0", "handlers.x.reuseUses = 0: should be at least 1"),
+        ("[handlers.x]\nprivateNetworks = ['lo']", "handlers.x.privateNetworks = ['lo']: 'lo' sho"),
+        (
+            "[handlers.x.network]\nallow = ['a b']",
+            "handlers.x.network.allow = ['a b']: 'a b' names",
+        ),
+        ("[sandbox.network]\ndeny = ['*']", "sandbox.network.deny = ['*']: '*' names no host"),
+        ("[sandbox.network]\nports = [0]", "sandbox.network.ports = [0]: should be at least 1"),
+        ("sandbox.network = 1", "sandbox.network = 1: should be a section"),
+    ],
+)
+def test_a_mistake_in_a_table_of_a_handler_is_one_line(tmp_path, text, line) -> None:
+    (found,) = problems(text, tmp_path)
+    assert found.startswith(f"{tmp_path}/c.toml: {line}")
+
+
+def test_a_table_for_what_can_be_no_handler_is_refused(tmp_path) -> None:
+    assert problems('[handlers."a b"]\npolicy = "reuse"', tmp_path) == [
+        'handlers."a b": is no handler\'s type'
+    ]

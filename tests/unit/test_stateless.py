@@ -4,8 +4,11 @@ import functools
 
 import pytest
 
+from flowmonkeyd import jsontext
 from flowmonkeyd.api.wire import execution_json
+from flowmonkeyd.replies import denial_text, result_of
 from flowmonkeyd.testing import FlowHarness
+from sandbox import Contact, Denial, Ending, Reply, Traffic, Usage
 from tests.flows import doc, step
 
 YEAR_9999_MS = 253_402_300_799_999
@@ -89,3 +92,46 @@ async def test_details_that_are_nested_as_deep_as_they_may_be_can_be_read_at_eve
         assert len(await fm.history(made.id)) == 1
         (child,) = await fm.children(made.id)
         assert child.status == "failed"
+
+
+TRAFFIC = Traffic(
+    (Contact("api.example.com", "93.184.216.34", 443, 2, 10, 20),),
+    (Denial("169.254.169.254:80", "link-local"), Denial("x\ud800:1", "not allowed", 3)),
+    4,
+    100,
+    200,
+)
+
+
+@pytest.mark.parametrize("ending", [Ending.RESULT, Ending.TIMEOUT])
+def test_the_network_of_an_attempt_is_in_its_history_however_it_ended(ending):
+    answer = {"outcome": "success"} if ending is Ending.RESULT else None
+    result = result_of(Reply(ending, answer, "", usage=Usage(7, 8, 9), traffic=TRAFFIC), 0)
+    assert result.usage["network"] == {
+        "contacts": [
+            {
+                "host": "api.example.com",
+                "address": "93.184.216.34",
+                "port": 443,
+                "connections": 2,
+                "sentBytes": 10,
+                "receivedBytes": 20,
+            }
+        ],
+        "denials": [
+            {"target": "169.254.169.254:80", "reason": "link-local", "count": 1},
+            {"target": "x?:1", "reason": "not allowed", "count": 3},
+        ],
+        "dnsQueries": 4,
+        "sentBytes": 100,
+        "receivedBytes": 200,
+    }
+    jsontext.dumps(result.usage)  # a name is the handler's to choose, and it is kept as text
+    assert "network" not in result_of(Reply(ending, answer), 0).usage
+
+
+def test_a_refused_target_is_a_line_of_the_log():
+    assert [denial_text(one) for one in TRAFFIC.denials] == [
+        "network: refused 169.254.169.254:80: link-local",
+        "network: refused x?:1: not allowed (3 times)",
+    ]

@@ -1,0 +1,107 @@
+"""What a handler may do here: its manifest's wishes within what the operator grants. Pure.
+
+The operator's settings only ever take away, but for two things that are his to give: private
+networks and the reuse of processes. A manifest never gets more than it asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flowmonkeyd.config import HandlerSection, SandboxNetwork, Settings
+from flowmonkeyd.documents.manifest import Manifest, Network
+from flowmonkeyd.documents.targets import both
+from sandbox import Egress, Limits, Policy, Reuse
+
+__all__ = ["Terms", "terms_json", "terms_of"]
+
+MIB = 1024 * 1024
+CPU_SHARE_MIN = 0.01
+_NOTHING = HandlerSection()
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How the sandbox runs a handler's executions."""
+
+    limits: Limits
+    policy: Policy
+    reuse: Reuse | None
+
+
+def terms_of(manifest: Manifest, settings: Settings) -> Terms:
+    """The terms of a stateless handler."""
+    sandbox = settings.sandbox
+    own = settings.handlers.get(manifest.type, _NOTHING)
+    limits = Limits(
+        wall_ms=manifest.timeout_ms,
+        memory_bytes=manifest.memory_mib * MIB,
+        cpu_share=max(manifest.cpu, CPU_SHARE_MIN),
+        output_bytes=sandbox.outputBytesMax,
+        log_bytes=sandbox.logBytesMax,
+        log_rate=sandbox.logRate,
+        temp_bytes=sandbox.tempBytesMax,
+    )
+    egress = None if manifest.network is None else _egress(manifest.network, sandbox.network, own)
+    reuse = None
+    if own.policy == "reuse":
+        reuse = Reuse(own.reuseUses, own.reuseIdleMs, own.reuseAgeMs)
+    return Terms(limits, Policy(manifest.filesystem, egress), reuse)
+
+
+def terms_json(manifest: Manifest, settings: Settings) -> dict[str, Any]:
+    """The terms as they are shown: every limit with its unit in its name."""
+    terms = terms_of(manifest, settings)
+    limits, egress, reuse = terms.limits, terms.policy.network, terms.reuse
+    return {
+        "type": manifest.type,
+        "version": manifest.version,
+        "runtime": manifest.runtime,
+        "wallMs": limits.wall_ms,
+        "cpuShare": limits.cpu_share,
+        "memoryBytes": limits.memory_bytes,
+        "threads": limits.threads,
+        "openFiles": limits.open_files,
+        "outputBytes": limits.output_bytes,
+        "logBytes": limits.log_bytes,
+        "logRate": limits.log_rate,
+        "filesystem": terms.policy.filesystem,
+        "tempBytes": limits.temp_bytes if terms.policy.filesystem == "temp" else 0,
+        "secrets": [one.property for one in manifest.inputs if one.source == "vault"],
+        "network": None if egress is None else _network_json(egress, settings.sandbox.network),
+        "reuse": None
+        if reuse is None
+        else {"uses": reuse.uses, "idleMs": reuse.idle_ms, "ageMs": reuse.age_ms},
+    }
+
+
+def _network_json(egress: Egress, network: SandboxNetwork) -> Mapping[str, Any]:
+    return {
+        "ports": list(network.ports),
+        "allow": None if egress.allow is None else list(egress.allow),
+        "deny": list(egress.deny),
+        "private": list(egress.private),
+        "connections": egress.connections,
+        "bytes": egress.bytes,
+        "dnsQueries": egress.dns_queries,
+    }
+
+
+def _egress(asked: Network, network: SandboxNetwork, own: HandlerSection) -> Egress:
+    allowed = both(_allowed(network.allow), _allowed(own.network.allow))
+    return Egress(
+        allow=both(asked.allow, allowed),
+        deny=tuple(dict.fromkeys((*network.deny, *own.network.deny, *asked.deny))),
+        private=own.privateNetworks,
+        connections=network.connections,
+        bytes=network.bytesMax,
+        dns_queries=network.dnsQueriesMax,
+        connect_ms=network.connectMs,
+        idle_ms=network.idleMs,
+    )
+
+
+def _allowed(targets: tuple[str, ...]) -> tuple[str, ...] | None:
+    return None if "*" in targets else targets

@@ -1,0 +1,93 @@
+"""What a handler may do: its manifest within the operator's settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flowmonkeyd.config import Settings, load
+from flowmonkeyd.documents.manifest import parse_manifest
+from flowmonkeyd.terms import terms_json, terms_of
+from sandbox import Egress, Reuse
+
+
+def settings(**flags) -> Settings:
+    given = {key.replace("__", "."): value for key, value in flags.items()}
+    return load(given, {"FLOWMONKEY_CONFIG": "/dev/null"}, False, Path("/home/mia")).settings
+
+
+def manifest(**execution):
+    return parse_manifest(
+        {"handler": {"type": "acme/a", "version": "1.0.0"}, "execution": execution}
+    )
+
+
+def test_a_handler_gets_what_it_asks_for_and_no_more():
+    terms = terms_of(manifest(ttl=2000, memory=64, cpu=0.5), settings())
+    limits = terms.limits
+    assert (limits.wall_ms, limits.memory_bytes, limits.cpu_share) == (2000, 64 * 1024**2, 0.5)
+    assert terms.policy.network is None
+    assert terms.policy.filesystem == "none"
+    assert terms.reuse is None
+
+
+def test_settings_bound_every_handler():
+    given = settings(sandbox__logRate="7", sandbox__tempBytesMax="100_000")
+    limits = terms_of(manifest(cpu=0.0001), given).limits
+    assert (limits.log_rate, limits.temp_bytes, limits.cpu_share) == (7, 100_000, 0.01)
+
+
+def test_reuse_is_the_operator_s_to_give_and_for_the_handler_he_names():
+    given = settings(**{'handlers."acme/a".policy': "reuse", 'handlers."acme/a".reuseUses': "3"})
+    assert terms_of(manifest(), given).reuse == Reuse(3, 60_000, 600_000)
+    other = settings(**{'handlers."acme/b".policy': "reuse"})
+    assert terms_of(manifest(), other).reuse is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "operator", "own", "allow"),
+    [
+        (True, "*", "*", None),
+        (True, "*.a.org", "*", ("*.a.org",)),
+        ({"allow": ["x.a.org", "b.org"]}, "*.a.org", "*", ("x.a.org",)),
+        ({"allow": ["x.a.org:443"]}, "*.a.org", "x.a.org", ("x.a.org:443",)),
+        ({"allow": []}, "*", "*", ()),
+        (True, "", "*", ()),
+        (True, "*", "10.0.0.0/8", ("10.0.0.0/8",)),
+    ],
+)
+def test_targets_are_those_that_manifest_and_operator_both_allow(asked, operator, own, allow):
+    given = settings(**{"sandbox.network.allow": operator, 'handlers."acme/a".network.allow': own})
+    policy = terms_of(manifest(sandbox={"network": asked}), given).policy
+    assert policy.network is not None
+    assert policy.network.allow == allow
+
+
+def test_what_anybody_denies_is_denied_and_private_networks_are_the_operator_s():
+    given = settings(
+        **{
+            "sandbox.network.deny": "a.org,b.org",
+            'handlers."acme/a".network.deny': "c.org",
+            'handlers."acme/a".privateNetworks': "127.0.0.0/8",
+            "sandbox.network.connections": "3",
+            "sandbox.network.bytesMax": "2000",
+            "sandbox.network.dnsQueriesMax": "4",
+            "sandbox.network.connectMs": "5",
+            "sandbox.network.idleMs": "6",
+        }
+    )
+    asked = manifest(sandbox={"network": {"deny": ["b.org", "d.org"]}})
+    assert terms_of(asked, given).policy.network == Egress(
+        None, ("a.org", "b.org", "c.org", "d.org"), ("127.0.0.0/8",), 3, 2000, 4, 5, 6
+    )
+    assert terms_of(manifest(), given).policy.network is None  # it did not ask
+
+
+def test_terms_are_shown_with_units():
+    shown = terms_json(manifest(sandbox={"network": True, "filesystem": "temp"}), settings())
+    assert shown["wallMs"] == 30_000
+    assert shown["tempBytes"] == 64 * 1024**2
+    assert shown["network"]["ports"] == [80, 443]
+    assert shown["network"]["allow"] is None
+    assert shown["reuse"] is None

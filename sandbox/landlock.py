@@ -13,6 +13,7 @@ included. So a writable tmpfs must be mounted on a folder *in* the one that has 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Sequence
 
 from sandbox import linux
@@ -23,15 +24,13 @@ __all__ = ["abi", "enforce", "prepare", "shortcomings"]
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _REMOVE_DIR, _REMOVE_FILE, _MAKE_DIR, _MAKE_REG, _MAKE_SYM = 1 << 4, 1 << 5, 1 << 7, 1 << 8, 1 << 12
 _REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
-_ALL_FS = (1 << 16) - 1
 _BIND_TCP, _CONNECT_TCP = 1 << 0, 1 << 1
 _SCOPE_ABSTRACT_UNIX_SOCKET, _SCOPE_SIGNAL = 1 << 0, 1 << 1
 
 _READ = _READ_FILE | _READ_DIR
 # No devices, no sockets, no pipes with names; REFER: links and moves between folders below it.
-_CHANGE = (
-    *(_WRITE_FILE, _TRUNCATE, _REMOVE_DIR, _REMOVE_FILE, _MAKE_DIR, _MAKE_REG, _MAKE_SYM, _REFER),
-)
+_CHANGE = _WRITE_FILE | _TRUNCATE | _REFER
+_CHANGE |= _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG | _MAKE_SYM
 _ON_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
 # What each ABI brought (landlock(7)), and what is not held on an older one.
 _SINCE = (
@@ -70,15 +69,13 @@ def prepare(
     links), and of `execute` executed. `allow_tcp` lets connect; no TCP port can be bound in any
     case. Everything else is refused, as far as the kernel's ABI goes (`shortcomings`).
     """
-    version = linux.landlock_abi()
-    handled = _ALL_FS & ((1 << (13 + min(version - 1, 2))) - 1 | (_IOCTL_DEV if version > 4 else 0))
-    net = (_BIND_TCP | (0 if allow_tcp else _CONNECT_TCP)) if version >= 4 else 0
-    scoped = _SCOPE_ABSTRACT_UNIX_SOCKET | _SCOPE_SIGNAL if version >= 6 else 0
-    words = 3 if version >= 6 else 2 if version >= 4 else 1
-    ruleset = linux.landlock_create_ruleset(handled, net, scoped, words)
+    handled, tcp, scopes, words = _handled(linux.landlock_abi())
+    if allow_tcp:
+        tcp &= ~_CONNECT_TCP
+    ruleset = linux.landlock_create_ruleset(handled, tcp, scopes, words)
     try:
         _allow(ruleset, read, _READ & handled)
-        _allow(ruleset, write, (_READ | sum(_CHANGE)) & handled)
+        _allow(ruleset, write, (_READ | _CHANGE) & handled)
         _allow(ruleset, execute, (_READ | _EXECUTE) & handled)
     except OSError:
         os.close(ruleset)
@@ -95,12 +92,28 @@ def enforce(ruleset: int) -> None:
     linux.landlock_restrict_self(ruleset)
 
 
+def _handled(version: int) -> tuple[int, int, int, int]:
+    """All that an ABI can refuse: of files, of TCP, of scopes; and how many words these are."""
+    files = (1 << 13) - 1
+    if version >= 2:
+        files |= _REFER
+    if version >= 3:
+        files |= _TRUNCATE
+    if version >= 5:
+        files |= _IOCTL_DEV
+    tcp = _BIND_TCP | _CONNECT_TCP if version >= 4 else 0
+    scopes = _SCOPE_ABSTRACT_UNIX_SOCKET | _SCOPE_SIGNAL if version >= 6 else 0
+    return files, tcp, scopes, 3 if scopes else 2 if tcp else 1
+
+
 def _allow(ruleset: int, places: Iterable[str | int], accesses: int) -> None:
     for place in places:
+        allowed = accesses
         fd = place if isinstance(place, int) else os.open(place, os.O_PATH | os.O_CLOEXEC)
         try:
-            is_folder = os.stat(fd).st_mode & 0o170000 == 0o040000
-            linux.landlock_add_path(ruleset, accesses if is_folder else accesses & _ON_FILES, fd)
+            if not stat.S_ISDIR(os.stat(fd).st_mode):
+                allowed &= _ON_FILES
+            linux.landlock_add_path(ruleset, allowed, fd)
         finally:
             if fd != place:
                 os.close(fd)

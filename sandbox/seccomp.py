@@ -29,6 +29,7 @@ __all__ = [
     "compile_filters",
     "describe",
     "rules_for",
+    "without_user_namespaces",
 ]
 
 ALLOWED: Mapping[str, str] = {
@@ -137,6 +138,7 @@ class Rule:
 _LOW_32 = 0xFFFFFFFF  # the kernel reads no more of an int (CVE-2019-10063 compared all 64)
 _ALL_64 = 2**64 - 1
 _CLONE_THREAD = 0x00010000
+_CLONE_NEWUSER = 0x10000000
 _CLONE_NEW_ANY = 0x7E020080  # every namespace flag of sched.h, CLONE_NEWTIME included
 _AF_UNIX, _AF_INET, _AF_INET6, _MSG_OOB = 1, 2, 10, 1
 _SOCK_STREAM, _SOCK_DGRAM, _TCP, _UDP = 1, 2, 6, 17
@@ -259,10 +261,7 @@ def compile_filter(
     Raises OSError without libseccomp, or for another architecture. Takes some ten milliseconds;
     the first call in a process a tenth of a second, most of it ctypes looking for the library.
     """
-    try:
-        import pyseccomp
-    except (ImportError, RuntimeError) as exc:
-        raise OSError(errno.ENOSYS, f"cannot compile the system call filter: {exc}") from exc
+    pyseccomp = _library()
     machine = architecture or os.uname().machine
     if machine not in _ARCHITECTURES:
         reason = f"cannot compile the system call filter: there is no table for {machine}"
@@ -290,11 +289,7 @@ def compile_filter(
         if rule.call in known:
             where = [pyseccomp.Arg(n, pyseccomp.MASKED_EQ, m, v) for n, m, v in rule.where]
             filter_.add_rule(pyseccomp.ALLOW, rule.call, *where)
-    descriptor = os.memfd_create("seccomp")
-    with open(descriptor, "w+b") as file:
-        filter_.export_bpf(file)
-        file.seek(0)
-        return _unknown_numbers(pyseccomp, token, sorted(known.values())) + file.read()
+    return _unknown_numbers(pyseccomp, token, sorted(known.values())) + _exported(filter_)
 
 
 def compile_filters() -> dict[str, bytes]:
@@ -304,6 +299,20 @@ def compile_filters() -> dict[str, bytes]:
         for runtime in ("python", "node")
         for network in (False, True)
     }
+
+
+def without_user_namespaces() -> bytes:
+    """A filter that refuses nothing but new user namespaces: a poorer host, for the probe.
+
+    Raises OSError without libseccomp.
+    """
+    library = _library()
+    filter_ = library.SyscallFilter(library.ALLOW)
+    for name in ("unshare", "clone"):
+        new_user = library.Arg(0, library.MASKED_EQ, _CLONE_NEWUSER, _CLONE_NEWUSER)
+        filter_.add_rule(library.ERRNO(errno.EPERM), name, new_user)
+    filter_.add_rule(library.ERRNO(errno.ENOSYS), "clone3")
+    return _exported(filter_)
 
 
 def describe(runtime: str, network: bool) -> list[str]:
@@ -320,6 +329,21 @@ def describe(runtime: str, network: bool) -> list[str]:
     ):
         lines += [f"{verdict}: {reason}: {names}" for reason, names in table.items()]
     return [*lines, "kills: every other call, x32, calls of other architectures"]
+
+
+def _library() -> Any:
+    try:
+        import pyseccomp
+    except (ImportError, RuntimeError) as exc:
+        raise OSError(errno.ENOSYS, f"cannot compile the system call filter: {exc}") from exc
+    return pyseccomp
+
+
+def _exported(filter_: Any) -> bytes:
+    with open(os.memfd_create("seccomp"), "w+b") as file:
+        filter_.export_bpf(file)
+        file.seek(0)
+        return file.read()
 
 
 def _names(table: Mapping[str, str]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from flowctl.problems import Rejected
 
-__all__ = ["Edge", "check", "edges", "pack", "read_all"]
+__all__ = ["Edge", "check", "edges", "pack", "read_all", "refusals"]
 
 Edge = tuple[str, str, str | None]
 
@@ -39,7 +39,7 @@ def read_all(files: tuple[str, ...]) -> list[tuple[str, Mapping[str, Any]]]:
     for file in files:
         name = "stdin" if file == "-" else file
         text = _text(file, name)
-        with _refusals(name):
+        with refusals(name):
             documents = parse_documents(text)
         if not documents:
             raise Rejected(f"cannot read {name}: it has no document")
@@ -55,7 +55,7 @@ def check(name: str, document: Mapping[str, Any]) -> tuple[str, list[str]]:
     """`ID@VERSION` of a valid flow and its warnings. Raises Rejected with every problem."""
     from flowmonkeyd.documents.flow import parse_flow
 
-    with _refusals(name):
+    with refusals(name):
         flow, warnings = parse_flow(document)
     return f"{flow.id}@{flow.version}", [f"{w.path}: {w.message}" for w in warnings]
 
@@ -68,7 +68,7 @@ def edges(name: str, document: Mapping[str, Any]) -> list[Edge]:
     from flowmonkeyd.documents.flow import edges as edges_of
     from flowmonkeyd.documents.flow import parse_flow
 
-    with _refusals(name):
+    with refusals(name):
         flow, _ = parse_flow(document)
     return [
         (start, _label(flow.steps[start].config, label), end)
@@ -86,7 +86,7 @@ def pack(folder: str) -> bytes:
         raise Rejected(f"cannot publish {folder}: it has no handler.json; name a handler's folder")
     from flowmonkeyd.documents.archive import pack_files
 
-    with _refusals(folder):
+    with refusals(folder):
         return pack_files(contents)
 
 
@@ -146,7 +146,7 @@ def _cannot_list(exc: OSError) -> None:
 
 
 @contextmanager
-def _refusals(name: str) -> Iterator[None]:
+def refusals(name: str) -> Iterator[None]:
     """Turn the documents' refusal, known by its `problems`, into ours: a line for each problem."""
     try:
         yield

@@ -49,7 +49,9 @@ cli = LazyGroup(
         "execution": "flowctl.executions:execution",
         "event": "flowctl.events:event",
         "handler": "flowctl.handlers:handler",
+        "sandbox": "flowctl.sandboxes:sandbox",
         "queue": "flowctl.operations:queue",
+        "pool": "flowctl.sandboxes:pool",
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="""Run and look after flows on the FlowMonkey daemon of this machine.

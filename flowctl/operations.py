@@ -9,6 +9,7 @@ import click
 from flowctl.options import Leaf, Session
 from flowctl.output import Column, duration
 from flowctl.problems import FlowctlError, NotReady
+from flowctl.sandboxes import layers_in_words
 
 __all__ = ["completion", "queue", "status", "version"]
 
@@ -52,6 +53,7 @@ def status(session: Session) -> None:
         if isinstance(checks, dict) and checks:
             rows = [{"name": name, **_check(check)} for name, check in checks.items()]
             session.output.table(rows, CHECKS)
+            layers_in_words(session.output, _check(checks.get("sandbox")).get("layers") or ())
 
     session.output.answer(answer, words)
     if answer.status != 200:

@@ -14,10 +14,8 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +31,12 @@ from flowmonkeyd.config import ConfigError, Loaded, Settings, load, print_config
 from flowmonkeyd.dispatcher import Dispatcher
 from flowmonkeyd.engine import Engine
 from flowmonkeyd.errors import FlowMonkeyError, Unavailable
-from flowmonkeyd.model import ExecutionStatus, Lane, Limits
+from flowmonkeyd.model import Lane, Limits
 from flowmonkeyd.packages import Packages
 from flowmonkeyd.stateless import Stateless
-from flowmonkeyd.store import Committed, Store, catalog, executions, tasks
+from flowmonkeyd.store import Committed, Store, catalog
 from flowmonkeyd.timers import Timers
+from flowmonkeyd.vitals import Vitals
 from sandbox import Pool, PoolSettings
 
 __all__ = ["Daemon", "main"]
@@ -56,8 +55,6 @@ class Daemon:
         self._settings = loaded.settings
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[Any] | None = None
-        self._started_s = time.monotonic()
-        self.is_ready = False
 
     def stop(self) -> None:
         """Drain and end; a second call ends at once, which is as safe as `kill -9`."""
@@ -81,18 +78,12 @@ class Daemon:
         dispatcher = Dispatcher(engine, {Lane.SANDBOX: stateless}, f"flowmonkeyd-{os.getpid()}")
         timers = Timers(engine, clock)
         feed = Feed()
-
-        @cache
-        def metrics() -> _Metrics:
-            return _Metrics(store, dispatcher, pool, stateless)
+        vitals = Vitals(store, dispatcher, pool, stateless)
 
         def committed(hints: Committed) -> None:
             dispatcher.committed(hints)
             timers.committed(hints)
             feed.committed(hints)
-
-        def health() -> dict[str, Any]:
-            return self._health(store, pool, dispatcher)
 
         store.on_commit = committed
         store.before_commit = engine.run_ready
@@ -101,8 +92,7 @@ class Daemon:
             packages,
             feed,
             settings,
-            health,
-            lambda: metrics().render(),
+            vitals,
             is_draining=self._stopping.is_set,
         )
         server = Server(
@@ -124,11 +114,11 @@ class Daemon:
                 # What the imports made lives as long as the daemon: a full collection that walks
                 # it again and again stops everything for 30 ms.
                 gc.freeze()
-                self.is_ready = True
+                vitals.phase = "ready"
                 log.info("ready", extra={"socket": str(settings.socket), "released": released})
                 systemd.ready(f"serving on {settings.socket}")
                 await self._stopping.wait()
-                await self._drain(dispatcher)
+                await self._drain(dispatcher, vitals)
                 feed.close()
                 server.stop()
                 await serving
@@ -142,49 +132,11 @@ class Daemon:
             await store.close()
             server.unbind()
 
-    def _health(self, store: Store, pool: Pool, dispatcher: Dispatcher) -> dict[str, Any]:
-        layers = [
-            {
-                "name": layer.name,
-                "available": layer.available,
-                "required": layer.required,
-                "detail": layer.detail,
-            }
-            for layer in pool.layers()
-        ]
-        missing = [one.name for one in pool.layers() if one.required and not one.available]
-        usable = bool(layers) and not missing
-        refusal = store.refusal
-        detail = "every required layer holds" if usable else f"missing: {', '.join(missing)}"
-        status = "ok" if usable and refusal is None else "degraded"
-        if not self.is_ready:
-            status = "draining" if self._stopping.is_set() else "starting"
-        return {
-            "status": status,
-            "version": __version__,
-            "uptimeS": round(time.monotonic() - self._started_s, 3),
-            "checks": {
-                "store": {
-                    "status": "ok" if refusal is None else "failed",
-                    "detail": refusal or f"boot {store.boot}, {store.commits} commits",
-                },
-                "sandbox": {
-                    "status": "ok" if usable else "failed",
-                    "detail": detail if layers else "the sandbox could not start",
-                    "layers": layers,
-                },
-                "dispatcher": {
-                    "status": "ok",
-                    "detail": f"{dispatcher.running} of {pool.slots} slots busy",
-                },
-            },
-        }
-
-    async def _drain(self, dispatcher: Dispatcher) -> None:
+    async def _drain(self, dispatcher: Dispatcher, vitals: Vitals) -> None:
         """Take no more work, let running steps end, hand the rest back."""
         grace_s = self._settings.shutdown.graceMs / 1000
         log.info("draining", extra={"running": dispatcher.running, "grace_s": grace_s})
-        self.is_ready = False
+        vitals.phase = "draining"
         systemd.stopping()
         await dispatcher.drain(grace_s)
 
@@ -208,57 +160,6 @@ class Daemon:
         if loaded.settings.model_dump(exclude={"log"}) != before:
             log.warning("some changed settings need a restart; only the log's were taken over")
         log.info("reloaded")
-
-
-class _Metrics:
-    """What the tables and the parts say now, for a scrape."""
-
-    def __init__(
-        self, store: Store, dispatcher: Dispatcher, pool: Pool, stateless: Stateless
-    ) -> None:
-        from flowmonkeyd.metrics import Metrics  # 25 ms that a daemon nobody scrapes does not pay
-
-        self._store = store
-        metrics = self._metrics = Metrics()
-        running = metrics.gauge("tasks_running", "Tasks running now")
-        running.set_function(lambda: dispatcher.running)
-        metrics.gauge("sandbox_slots", "Steps that can run at a time").set(pool.slots)
-        commits = metrics.gauge("store_commits", "Commits since the start")
-        commits.set_function(lambda: store.commits)
-        writes = metrics.gauge("store_writes", "Writes since the start; many share a commit")
-        writes.set_function(lambda: store.writes)
-        denials = metrics.gauge("network_denials", "Targets refused to handlers since the start")
-        denials.set_function(lambda: stateless.denials)
-        moved = metrics.gauge(
-            "network_bytes", "Bytes of handlers over the network since the start", ["direction"]
-        )
-        moved.labels("sent").set_function(lambda: stateless.sent_bytes)
-        moved.labels("received").set_function(lambda: stateless.received_bytes)
-        self._pool = pool
-        self._sandbox = metrics.gauge(
-            "sandbox_processes",
-            "Processes of the sandbox: waiting or kept now; started, reused, crashed in all",
-            ["state"],
-        )
-        self._executions = metrics.gauge("executions", "Executions by status", ["status"])
-        self._queue = metrics.gauge(
-            "queue_tasks", "Tasks by handler type, priority, state", ["type", "priority", "state"]
-        )
-
-    async def render(self) -> str:
-        counts, depth = await self._store.read(lambda c: (executions.counts(c), tasks.depth(c)))
-        for status in ExecutionStatus:
-            self._executions.labels(status.value).set(counts.get(status.value, 0))
-        pool = self._pool.statistics()
-        for state in ("kept", "started", "reused", "crashed"):
-            self._sandbox.labels(state).set(pool[state])
-        self._sandbox.labels("spare").set(sum(pool["spares"].values()))
-        self._queue.clear()
-        for row in depth:
-            for state in ("queued", "leased"):
-                labels = (row["handler_type"], row["priority"], state)
-                self._queue.labels(*labels).set(row[state])
-        return self._metrics.render()
 
 
 async def _open(store: Store, pool: Pool, packages: Packages) -> None:

@@ -56,7 +56,10 @@ DOORS = {
 OURS_ALLOWED = {
     "sandbox/": "sandbox",
     "images/": "images",
-    "flowctl/": "flowctl sandbox flowmonkeyd.documents flowmonkeyd.errors flowmonkeyd.model",
+    # `sandbox run` is to do with a folder what a daemon would: the same unpacking, terms, reading.
+    "flowctl/trial.py": "flowctl sandbox flowmonkeyd.config flowmonkeyd.packages "
+    "flowmonkeyd.replies flowmonkeyd.terms",
+    "flowctl/": "flowctl flowmonkeyd.documents flowmonkeyd.errors flowmonkeyd.model",
     "flowmonkeyd/documents/": "flowmonkeyd.documents flowmonkeyd.errors flowmonkeyd.jsontext "
     "flowmonkeyd.model flowmonkeyd.syntax",
     "flowmonkeyd/model.py": "",

@@ -26,6 +26,7 @@ from flowmonkeyd.store import catalog
 
 __all__ = [
     "apply_flow",
+    "handler_of",
     "list_flows",
     "list_handlers",
     "publish",
@@ -135,6 +136,21 @@ async def yank(api: Api, request: Request) -> Response:
         raise NotFound(f"no handler version in {request.path_params['name']!r}")
     row = await api.engine.yank(handler_type, version, peer(request))
     return answer(wire.handler_json(row))
+
+
+async def handler_of(api: Api, path: str) -> catalog.HandlerRow:
+    """The version of a handler that a path names, or its newest one. Raises NotFound."""
+    handler_type, version = _name(path)
+    store = api.engine.store
+    if version is None:
+        rows = await store.read(lambda c: catalog.handler_versions(c, handler_type))
+        version = newest([row.version for row in rows if row.yanked_at_ms is None], None)
+    wanted = version or ""
+    row = await store.read(lambda c: catalog.handler_row(c, handler_type, wanted))
+    if row is None:
+        name = f"{handler_type}@{wanted}" if wanted else handler_type
+        raise NotFound(f"no handler {name!r}", code="HANDLER_NOT_FOUND")
+    return row
 
 
 def _name(path: str) -> tuple[str, str | None]:

@@ -14,13 +14,13 @@ __all__ = ["health", "metrics", "queue", "version"]
 
 async def health(api: Api, request: Request) -> Response:
     """Whether the daemon is ready; 503 while it is not."""
-    shown = api.health()
+    shown = api.vitals.health()
     return answer(shown, 200 if shown["status"] in ("ok", "degraded") else 503)
 
 
 async def metrics(api: Api, request: Request) -> Response:
     """Prometheus text."""
-    text = await api.metrics()
+    text = await api.vitals.metrics()
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -11,11 +11,11 @@ import asyncio
 import base64
 import logging
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
@@ -37,6 +37,7 @@ __all__ = [
     "Gone",
     "Lines",
     "Unsupported",
+    "Vitals",
     "answer",
     "bounded",
     "cursor",
@@ -76,6 +77,16 @@ class Gone(Exception):
     """The client went away in the middle of its request: there is nobody to answer."""
 
 
+class Vitals(Protocol):
+    """How the daemon is (`flowmonkeyd.vitals`, which knows the parts that the API must not)."""
+
+    def health(self) -> Mapping[str, Any]: ...
+
+    def pools(self) -> list[dict[str, Any]]: ...
+
+    async def metrics(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Api:
     """The parts that the API's functions speak to."""
@@ -84,8 +95,7 @@ class Api:
     packages: Packages
     feed: Feed
     settings: Settings
-    health: Callable[[], Mapping[str, Any]]
-    metrics: Callable[[], Awaitable[str]]
+    vitals: Vitals
     clock: Clock = field(default_factory=SystemClock)
     is_draining: Callable[[], bool] = lambda: False
 

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from flowmonkeyd import __version__
-from flowmonkeyd.api import catalog, executions, operations, wire
+from flowmonkeyd.api import catalog, executions, operations, pools, wire
 from flowmonkeyd.api.requests import Api, answer
 
 __all__ = ["ROUTES", "Route", "openapi"]
@@ -94,6 +94,9 @@ ROUTES: tuple[Route, ...] = (
           "Show a handler version (type/version), or a page of all versions (type)", None, H,
           PAGE),
     Route("GET", "/v1/queue", operations.queue, "Depth of the queue", None, wire.QueueShape),
+    Route("GET", "/v1/pools", pools.pools, "What runs handlers", None, pools.PoolsShape),
+    Route("GET", "/v1/terms/{name:path}", pools.terms,
+          "What a handler (type/version, or type) may do here", None, pools.TermsShape),
     Route("GET", "/v1/health", operations.health, "Whether the daemon is ready", None,
           wire.HealthShape),
     Route("GET", "/v1/version", operations.version, "Versions of the daemon and its API", None,

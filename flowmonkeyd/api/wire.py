@@ -52,6 +52,7 @@ __all__ = [
     "ResumeBody",
     "RetryBody",
     "SentShape",
+    "Shape",
     "StartedShape",
     "TimeoutsBody",
     "TotalsShape",
@@ -129,21 +130,21 @@ EVENT = TypeAdapter(EventBody)
 # --- shapes of responses, for the OpenAPI document ---------------------------------------------
 
 
-class _Shape(BaseModel):
+class Shape(BaseModel):
     model_config = ConfigDict(extra="forbid", defer_build=True)  # built when somebody asks
 
 
 Item = TypeVar("Item")
 
 
-class Page(_Shape, Generic[Item]):
+class Page(Shape, Generic[Item]):
     """`nextCursor` goes on with the list; null when this was all."""
 
     items: list[Item]
     nextCursor: str | None
 
 
-class ExecutionShape(_Shape):
+class ExecutionShape(Shape):
     """One run of a flow."""
 
     id: str
@@ -177,7 +178,7 @@ class ListedShape(ExecutionShape):
     contextPartial: bool = False
 
 
-class StartedShape(_Shape):
+class StartedShape(Shape):
     """An execution of a batch; with `view=ids` only these fields."""
 
     id: str
@@ -185,16 +186,16 @@ class StartedShape(_Shape):
     created: bool
 
 
-class BatchShape(_Shape):
+class BatchShape(Shape):
     items: list[StartedShape | dict[str, Any]]
 
 
-class HandlerName(_Shape):
+class HandlerName(Shape):
     type: str
     version: str
 
 
-class HistoryShape(_Shape):
+class HistoryShape(Shape):
     """A finished attempt; `usage` may have peakMemoryBytes and cpuMs."""
 
     seq: int
@@ -213,7 +214,7 @@ class HistoryShape(_Shape):
     billing: None
 
 
-class EventShape(_Shape):
+class EventShape(Shape):
     seq: int
     type: str
     at: str
@@ -222,7 +223,7 @@ class EventShape(_Shape):
     data: Any
 
 
-class LogShape(_Shape):
+class LogShape(Shape):
     seq: int
     at: str
     stepId: str
@@ -233,19 +234,19 @@ class LogShape(_Shape):
     fields: dict[str, Any]
 
 
-class SentShape(_Shape):
+class SentShape(Shape):
     name: str
     woken: int
     executionIds: list[str]
     seq: int
 
 
-class WarningShape(_Shape):
+class WarningShape(Shape):
     path: str
     message: str
 
 
-class FlowShape(_Shape):
+class FlowShape(Shape):
     id: str
     version: str
     name: str | None
@@ -263,7 +264,7 @@ class FlowAppliedShape(FlowShownShape):
     warnings: list[WarningShape]
 
 
-class HandlerShape(_Shape):
+class HandlerShape(Shape):
     type: str
     version: str
     name: str | None
@@ -282,14 +283,14 @@ class PublishedShape(HandlerShape):
     warnings: list[WarningShape]
 
 
-class HealthShape(_Shape):
+class HealthShape(Shape):
     status: Literal["ok", "degraded", "starting", "draining"]
     version: str
     uptimeS: float
     checks: dict[str, Any]
 
 
-class DepthShape(_Shape):
+class DepthShape(Shape):
     """`oldestQueuedMs` is how long the oldest task has been waiting."""
 
     handlerType: str
@@ -299,22 +300,22 @@ class DepthShape(_Shape):
     oldestQueuedMs: int | None
 
 
-class TotalsShape(_Shape):
+class TotalsShape(Shape):
     queued: int
     leased: int
 
 
-class QueueShape(_Shape):
+class QueueShape(Shape):
     items: list[DepthShape]
     totals: TotalsShape
 
 
-class VersionShape(_Shape):
+class VersionShape(Shape):
     version: str
     apiVersions: list[str]
 
 
-class ProblemShape(_Shape):
+class ProblemShape(Shape):
     """RFC 9457."""
 
     type: str

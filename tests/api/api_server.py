@@ -18,8 +18,11 @@ from flowmonkeyd.config import load
 from flowmonkeyd.dispatcher import Dispatcher
 from flowmonkeyd.engine import Engine
 from flowmonkeyd.packages import Packages
+from flowmonkeyd.stateless import Stateless
 from flowmonkeyd.store import Store
 from flowmonkeyd.timers import Timers
+from flowmonkeyd.vitals import Vitals
+from sandbox import Pool
 
 SWITCH = {
     "id": "pick",
@@ -98,13 +101,13 @@ async def served(directory: Path):
         for part in (dispatcher, timers, it.feed):
             part.committed(hints)
 
-    async def metrics():
-        return "# none\n"
-
     it.store.on_commit = committed
     it.store.before_commit = it.engine.run_ready
-    health = {"status": "ok", "version": "0", "uptimeS": 0, "checks": {}}
-    api = Api(it.engine, it.packages, it.feed, settings, lambda: health, metrics)
+    pool = Pool()  # never started: steps would be refused, and it says so
+    stateless = Stateless(pool, it.packages, it.engine, SystemClock(), settings)
+    vitals = Vitals(it.store, dispatcher, pool, stateless)
+    vitals.phase = "ready"
+    api = Api(it.engine, it.packages, it.feed, settings, vitals)
     server = Server(application(api), it.socket, 0o660, [])
     server.bind()
     await it.store.open()

@@ -87,12 +87,14 @@ async def test_every_route_answers_in_the_shape_it_is_described_with(api):
     done = await check("GET", f"{path}/history", route=f"{one}/history")
     assert done.json["items"]
     await check("POST", "/v1/events", {"name": "go", "data": {"k": 1}})
-    for path in ("/v1/events", "/v1/flows", "/v1/handlers", "/v1/queue", "/v1/health",
+    for path in ("/v1/events", "/v1/flows", "/v1/handlers", "/v1/queue", "/v1/pools", "/v1/health",
                  "/v1/version", "/v1/openapi.json", "/metrics"):  # fmt: skip
         await check("GET", path)
     await check("GET", "/v1/flows/pick", route="/v1/flows/{id}")
     await check("GET", "/v1/flows/pick/1.0.0", route="/v1/flows/{id}/{version}")
     named = "/v1/handlers/{name:path}"
     await check("GET", "/v1/handlers/add/1.2.0", route=named)
+    await check("GET", "/v1/terms/add/1.2.0", route="/v1/terms/{name:path}")
+    await check("GET", "/v1/terms/add", route="/v1/terms/{name:path}")
     await check("POST", "/v1/handlers/add/1.2.0/yank", route=f"{named}/yank")
     assert seen == set(MODELS)

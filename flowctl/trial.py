@@ -1,0 +1,165 @@
+"""A handler's folder, tried here without a daemon: the one door to the sandbox and its terms.
+
+Reads the folder as publishing does, with the same refusals, and runs it in the real sandbox under
+a daemon's default settings. Everything that costs time to import is imported inside the functions.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flowctl.documents import pack, refusals
+from flowctl.problems import NotReady, Rejected
+
+__all__ = ["Given", "Ran", "hold_here", "run", "terms"]
+
+# (stream, level, message, fields)
+OnLine = Callable[[str, str | None, str, Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What an execution is given; `has_input` false: the selector found nothing."""
+
+    input: Any = None
+    has_input: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How it ended: `result` as JSON, whether that is a failure, and what it took."""
+
+    result: dict[str, Any]
+    is_failure: bool
+    duration_ms: int
+    usage: Mapping[str, Any]
+
+
+def terms(folder: str, private: Sequence[str] = ()) -> dict[str, Any]:
+    """What the handler in a folder may do, as `GET /v1/terms` answers. Raises Rejected."""
+    from flowmonkeyd.terms import terms_json
+
+    with _unpacked(folder) as (_, manifest):
+        return terms_json(manifest, _settings(manifest.type, private))
+
+
+def hold_here() -> list[dict[str, Any]]:
+    """The layers as `GET /v1/health` shows them, found by trying. Raises NotReady."""
+    from sandbox import PoolSettings
+    from sandbox.once import layers
+    from sandbox.standins import described
+
+    with _unavailable():
+        found = layers(PoolSettings(slots=1, spares=1, spares_node=0))
+    return [described(layer) for layer in found]
+
+
+def run(
+    folder: str, given: Given, on_line: OnLine, private: Sequence[str] = (), node: str | None = None
+) -> Ran:
+    """Run the handler in a folder once. Raises Rejected as publishing does, NotReady on a host
+    that cannot run it."""
+    from flowmonkeyd.replies import denial_text, result_of
+    from flowmonkeyd.terms import terms_of
+    from sandbox import Call, Ending, LogLine, PoolSettings
+    from sandbox.once import run as run_once
+
+    def on_log(line: LogLine) -> None:
+        on_line(line.stream, line.level, line.message, line.fields)
+
+    with _unpacked(folder) as (place, manifest):
+        settings = _settings(manifest.type, private)
+        granted = terms_of(manifest, settings)
+        call = Call(
+            str(place),
+            manifest.entrypoint,
+            manifest.runtime,
+            input=given.input,
+            has_input=given.has_input,
+            config=given.config,
+            context=given.context,
+            execution_id="trial",
+            flow_id="trial",
+            step_id="trial",
+            task_id="trial.1.trial",
+            limits=granted.limits,
+            policy=granted.policy,
+        )
+        ports = settings.sandbox.network.ports
+        pool = PoolSettings(slots=1, spares=1, spares_node=1, node=node, ports=ports)
+        with _unavailable():
+            reply, _layers = run_once(call, pool, on_log)
+    if reply.ending is Ending.UNAVAILABLE:
+        raise NotReady(f"cannot run it here: {reply.message}")
+    for denial in reply.traffic.denials if reply.traffic else ():
+        on_line("log", "warning", denial_text(denial), {})
+    result = result_of(reply, time.time_ns() // 1_000_000)
+    shown = _result_json(result, reply.result or {})
+    failed = result.error is not None
+    return Ran(shown, failed, result.duration_ms, result.usage)
+
+
+def _result_json(result: Any, answer: Mapping[str, Any]) -> dict[str, Any]:
+    shown: dict[str, Any] = {"outcome": result.outcome.value}
+    if result.error is not None:
+        error = result.error
+        shown["error"] = {
+            "code": error.code,
+            "message": error.message,
+            "retryable": error.retryable,
+            "details": error.details,
+        }
+        return shown
+    for name in ("output", "next", "wait"):
+        if name in answer:
+            shown[name] = answer[name]
+    for name in ("updates", "emitted"):
+        if answer.get(name):
+            shown[name] = answer[name]
+    return shown
+
+
+def _settings(handler_type: str, private: Sequence[str]) -> Any:
+    """A daemon's settings where nobody set anything but this handler's private networks."""
+    from flowmonkeyd.config import ConfigError, load
+
+    flags = {f'handlers."{handler_type}".privateNetworks': ",".join(private)} if private else {}
+    try:
+        return load(flags, {"FLOWMONKEY_CONFIG": os.devnull}, False, Path.home()).settings
+    except ConfigError as exc:
+        why = exc.lines[0].rpartition(": ")[2]
+        raise Rejected(f"cannot allow private networks: {why}") from None
+
+
+@contextmanager
+def _unpacked(folder: str) -> Iterator[tuple[Path, Any]]:
+    """The package of a folder on disk as a daemon keeps it, with its manifest."""
+    from flowmonkeyd.packages import Packages
+
+    data = pack(folder)
+    place = tempfile.mkdtemp(prefix="flowctl-")
+    try:
+        packages = Packages(Path(place))
+        with refusals(folder):
+            received = packages.receive(data)
+        yield packages.path(received.digest), received.manifest
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def _unavailable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise NotReady(f"cannot run handlers here: {(exc.strerror or str(exc)).lower()}") from exc

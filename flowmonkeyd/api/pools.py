@@ -1,0 +1,95 @@
+"""What runs handlers, and what a handler may do here: functions and their shapes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from flowmonkeyd.api.catalog import handler_of
+from flowmonkeyd.api.requests import Api, answer
+from flowmonkeyd.api.wire import Shape
+from flowmonkeyd.documents.manifest import parse_manifest
+from flowmonkeyd.terms import terms_json
+
+__all__ = [
+    "NetworkTermsShape",
+    "PoolShape",
+    "PoolsShape",
+    "ReuseShape",
+    "TermsShape",
+    "pools",
+    "terms",
+]
+
+
+class PoolShape(Shape):
+    """`spares` counts confined processes that wait, by profile; `kept` those that wait to be
+    reused; `started`, `reused` and `crashed` executions since the start."""
+
+    name: str
+    slots: int
+    busy: int
+    waiting: int
+    servers: int
+    spares: dict[str, int]
+    kept: int
+    started: int
+    reused: int
+    crashed: int
+
+
+class PoolsShape(Shape):
+    items: list[PoolShape]
+
+
+class NetworkTermsShape(Shape):
+    """`allow` null is every global address."""
+
+    ports: list[int]
+    allow: list[str] | None
+    deny: list[str]
+    private: list[str]
+    connections: int
+    bytes: int
+    dnsQueries: int
+
+
+class ReuseShape(Shape):
+    uses: int
+    idleMs: int
+    ageMs: int
+
+
+class TermsShape(Shape):
+    """What a handler may do here; without `reuse`, each execution has a process of its own."""
+
+    type: str
+    version: str
+    runtime: Literal["python", "node"]
+    wallMs: int
+    cpuShare: float
+    memoryBytes: int
+    threads: int
+    openFiles: int
+    outputBytes: int
+    logBytes: int
+    logRate: int
+    filesystem: Literal["none", "readonly", "temp"]
+    tempBytes: int
+    secrets: list[str]
+    network: NetworkTermsShape | None
+    reuse: ReuseShape | None
+
+
+async def pools(api: Api, request: Request) -> Response:
+    """What runs handlers: slots, processes waiting and kept, and counts since the start."""
+    return answer({"items": api.vitals.pools()})
+
+
+async def terms(api: Api, request: Request) -> Response:
+    """What a handler may do here: its manifest within the daemon's settings. Without a version:
+    the newest."""
+    row = await handler_of(api, request.path_params["name"])
+    return answer(terms_json(parse_manifest(row.manifest), api.settings))

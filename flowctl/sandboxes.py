@@ -27,11 +27,6 @@ MISSING: tuple[Column, ...] = (
     ("WHY", lambda row: row.get("detail")),
     ("WHAT BOUNDS HANDLERS INSTEAD", lambda row: row.get("instead")),
 )
-PROBE: tuple[Column, ...] = (
-    ("LAYER", lambda row: row.get("name")),
-    ("STATE", lambda row: _state(row)),
-    ("DETAIL", lambda row: row.get("detail")),
-)
 POOLS: tuple[Column, ...] = (
     ("POOL", lambda row: row.get("name")),
     ("SLOTS", lambda row: row.get("slots")),
@@ -158,7 +153,8 @@ def explain(session: Session, what: str) -> None:
 def probe(session: Session) -> None:
     """Try every layer of the sandbox on this host, without a daemon.
 
-    Exits with 3 if one is missing without which nothing is run.
+    As this user; if that is root, as an ordinary one too; and without user namespaces. Exits with
+    3 if a layer is missing here without which nothing is run.
 
     \b
     Example:
@@ -166,9 +162,9 @@ def probe(session: Session) -> None:
     """
     from flowctl import trial
 
-    layers = trial.hold_here()
-    session.output.value(layers, lambda: session.output.table(layers, PROBE))
-    if any(one["required"] and not one["available"] for one in layers):
+    found, text, runs = trial.probe()
+    session.output.value(found, lambda: session.output.lines(text.rstrip()))
+    if not runs:
         raise NotReady("this host cannot run handlers: a required layer is missing")
 
 
@@ -196,12 +192,6 @@ def layers_in_words(output: Output, layers: Iterable[Mapping[str, Any]]) -> None
     output.pairs([("layers", f"{len(layers) - len(missing)} of {len(layers)} hold")])
     if missing:
         output.table(missing, MISSING)
-
-
-def _state(layer: Mapping[str, Any]) -> str:
-    if layer.get("available"):
-        return "holds"
-    return "MISSING" if layer.get("required") else "missing"
 
 
 def _counts(counts: Any) -> str | None:

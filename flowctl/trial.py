@@ -19,7 +19,7 @@ from typing import Any
 from flowctl.documents import pack, refusals
 from flowctl.problems import NotReady, Rejected
 
-__all__ = ["Given", "Ran", "hold_here", "run", "terms"]
+__all__ = ["Given", "Ran", "hold_here", "probe", "run", "terms"]
 
 # (stream, level, message, fields)
 OnLine = Callable[[str, str | None, str, Mapping[str, Any]], None]
@@ -55,13 +55,20 @@ def terms(folder: str, private: Sequence[str] = ()) -> dict[str, Any]:
 
 def hold_here() -> list[dict[str, Any]]:
     """The layers as `GET /v1/health` shows them, found by trying. Raises NotReady."""
-    from sandbox import PoolSettings
-    from sandbox.once import layers
+    from sandbox.probe import view_here
     from sandbox.standins import described
 
     with _unavailable():
-        found = layers(PoolSettings(slots=1, spares=1, spares_node=0))
-    return [described(layer) for layer in found]
+        return [described(layer) for layer in view_here()]
+
+
+def probe() -> tuple[dict[str, Any], str, bool]:
+    """What `python -m sandbox probe` finds: as JSON, as text, whether handlers run here."""
+    from sandbox.probe import probe as try_all
+
+    with _unavailable():
+        report = try_all()
+    return report.as_dict(), report.as_text(), report.views[0].runs_handlers
 
 
 def run(
@@ -98,7 +105,7 @@ def run(
         ports = settings.sandbox.network.ports
         pool = PoolSettings(slots=1, spares=1, spares_node=1, node=node, ports=ports)
         with _unavailable():
-            reply, _layers = run_once(call, pool, on_log)
+            reply = run_once(call, pool, on_log)
     if reply.ending is Ending.UNAVAILABLE:
         raise NotReady(f"cannot run it here: {reply.message}")
     for denial in reply.traffic.denials if reply.traffic else ():

@@ -1,4 +1,4 @@
-"""Hostile handlers: nothing of `attacks.py` succeeds, as root or as an ordinary user."""
+"""Hostile handlers: nothing of `attacks` succeeds, as root or as an ordinary user."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ async def test_attacks_get_nothing_from_an_ordinary_user(tmp_path):
     try:
         shutil.copytree(Path(sandbox.__file__).parent, project / "sandbox")
         shutil.copy(pyseccomp.__file__, project / "pyseccomp.py")
-        shutil.copy(Path(__file__).with_name("attacks.py"), project / "attacks.py")
+        shutil.copytree(Path(__file__).with_name("attacks"), project / "attacks")
         for path in [project, *project.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
         account = [f"--reuid={_UID}", f"--regid={_UID}", "--clear-groups"]
         done = subprocess.run(
-            ["setpriv", *account, PYTHON_DEFAULT, "-B", "attacks.py"],
+            ["setpriv", *account, PYTHON_DEFAULT, "-B", "-m", "attacks"],
             cwd=project,
             env={"PYTHONPATH": str(project)},
             capture_output=True,

@@ -72,7 +72,7 @@ class Daemon:
         settings, clock = self._settings, SystemClock()
         store = Store(settings.dataDir / "flowmonkey.db", clock)
         engine = Engine(store, RandomIds(), _execution_limits(settings))
-        packages = Packages(settings.dataDir / "packages")
+        packages = Packages(settings.dataDir / "packages", settings.sandbox.python)
         pool = Pool(_pool_settings(settings))
         stateless = Stateless(pool, packages, engine, clock, settings)
         dispatcher = Dispatcher(engine, {Lane.SANDBOX: stateless}, f"flowmonkeyd-{os.getpid()}")

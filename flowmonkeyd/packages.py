@@ -3,7 +3,8 @@
 A package is refused or kept whole: it is unpacked beside its place, checked, flushed, and renamed
 into it, so that a crash leaves a leftover that the next start removes and never half a package. The
 files are read-only and readable by everyone, because the sandbox's user is nobody; the folder above
-is closed. Functions block: call them in a thread.
+is closed. Beside the uploaded files are those that were compiled from them here; a package's digest
+knows nothing of them. Functions block: call them in a thread.
 """
 
 from __future__ import annotations
@@ -48,8 +49,10 @@ class Received:
 class Packages:
     """The packages below one folder, by digest."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, python: str = "") -> None:
+        """`python` is the interpreter of the handlers; empty: the one that runs this."""
         self._root = root
+        self._python = python or sys.executable
 
     def open(self) -> None:
         """Make the folder and remove what an interrupted receive left."""
@@ -73,7 +76,7 @@ class Packages:
             why = f"it has no {MANIFEST} at its top; pack the folder's content, not the folder"
             raise Invalid(f"cannot accept the package: {why}", problems=(Problem("$", why),))
         manifest = parse_manifest(files[MANIFEST])
-        _refuse([*_missing(manifest, files), *not_yet_run(manifest)])
+        _refuse([*_missing(manifest, files), *_compiled(files), *not_yet_run(manifest)])
         digest = content_digest(files)
         try:
             self._keep(digest, files)
@@ -117,7 +120,8 @@ class Packages:
         try:
             _unpack(files, incoming)
             if any(name.endswith(".py") for name in files):
-                _refuse(_not_python(incoming))
+                _refuse(_not_python(incoming, self._python))
+                _keep_compiled(incoming)
             for folder, _, _ in os.walk(incoming, topdown=False):
                 os.chmod(folder, 0o755)  # so that `rm -r` of a data directory works
                 _flush(Path(folder))
@@ -147,10 +151,20 @@ def _missing(manifest: Manifest, files: Mapping[str, bytes]) -> list[Problem]:
     return [Problem("$.handler.entrypoint", f"there is no file {file!r} in the package")]
 
 
-def _not_python(folder: Path) -> list[Problem]:
-    """Python files that do not compile, as problems at `file:line`."""
+def _compiled(files: Mapping[str, bytes]) -> list[Problem]:
+    """Compiled code would be run instead of the source beside it, which people can read."""
+    message = "is compiled code; leave it out, it is made here from the sources"
+    return [
+        Problem(name, message)
+        for name in sorted(files)
+        if name.lower().endswith((".pyc", ".pyo")) or "__pycache__" in name.lower().split("/")
+    ][:_PROBLEMS_MAX]
+
+
+def _not_python(folder: Path, python: str) -> list[Problem]:
+    """Compile the Python files; those that do not compile, as problems at `file:line`."""
     program = Path(__file__).with_name("syntax.py")
-    command = [sys.executable, "-I", "-S", "-B", str(program), str(folder)]
+    command = [python, "-I", "-S", "-B", str(program), str(folder)]
     try:
         done = subprocess.run(
             command, capture_output=True, env={}, timeout=_SYNTAX_TIMEOUT_S, check=True
@@ -180,6 +194,17 @@ def _unpack(files: Mapping[str, bytes], folder: Path) -> None:
             file.flush()
             os.fchmod(file.fileno(), 0o444)  # whatever the umask
             os.fsync(file.fileno())
+
+
+def _keep_compiled(folder: Path) -> None:
+    """What was compiled beside the sources is as durable and as unchangeable as they."""
+    for path in folder.rglob("__pycache__/*.pyc"):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            os.fchmod(fd, 0o444)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def _flush(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -318,10 +320,52 @@ def _with_manifest(**handler):
         ({**FILES, "handler.py": b"a = 1\0"}, [("handler.py:1", "null bytes")]),
         ({**FILES, "handler.py": b"# coding: nope"}, [("handler.py:1", "unknown encoding")]),
         (NESTED, [("handler.py:1", "nested too deeply")]),
+        (
+            {**FILES, "__pycache__/handler.cpython-311.pyc": b"x", "lib/B.PYC": b"", "c.pyo": b""},
+            [
+                ("__pycache__/handler.cpython-311.pyc", "leave it out"),
+                ("lib/B.PYC", "is compiled code"),
+                ("c.pyo", "is compiled code"),
+            ],
+        ),
     ],
 )
 def test_a_bad_package_is_refused_with_every_problem_and_leaves_nothing(packages, files, problems):
     check_refused(packages, files, *problems)
+
+
+def test_python_files_are_compiled_beside_the_sources_under_the_same_digest(packages):
+    """PEP 552: unchecked, so that the interpreter looks at no source and no time of it."""
+    sources = {**FILES, "lib/__init__.py": b"", "lib/b.py": b"def f():\n    return 17\n"}
+    received = packages.receive(pack_files(sources))
+    assert received.digest == content_digest(sources)
+    assert received.files == tuple(sorted(sources))
+    assert received.size_bytes == sum(map(len, sources.values()))
+    place = packages.path(received.digest)
+    for name in ("handler", "lib/__init__", "lib/b"):
+        compiled = Path(importlib.util.cache_from_source(str(place / f"{name}.py")))
+        content = compiled.read_bytes()
+        assert content[:8] == importlib.util.MAGIC_NUMBER + b"\1\0\0\0"
+        assert content[8:16] == importlib.util.source_hash(sources[f"{name}.py"])
+        assert stat.S_IMODE(compiled.stat().st_mode) == 0o444
+    # It is really used: the source may be anything by now.
+    os.chmod(place / "lib/b.py", 0o644)
+    (place / "lib/b.py").write_text("this is not python")
+    program = f"import sys; sys.path[:0] = [{str(place)!r}]; import lib.b; print(lib.b.f())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "17\n", done.stderr
+    compiled.unlink()
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 1
+
+
+def test_code_that_grows_much_when_compiled_is_not_kept_compiled(packages):
+    """A line of source can be a megabyte of code; the disk is not the uploader's."""
+    grown = b"(" + b"a," * 90_000 + b")\n"
+    received = packages.receive(pack_files({**FILES, "grown.py": grown * 3}))
+    place = packages.path(received.digest)
+    kept = {path.name for path in place.rglob("*.pyc")}
+    assert not any(name.startswith("grown.") for name in kept)
+    assert any(name.startswith("handler.") for name in kept)
 
 
 def test_python_that_only_warns_is_accepted(packages):
@@ -333,7 +377,7 @@ def test_a_crash_leaves_only_what_the_next_start_removes(tmp_path):
     program = (
         "import os, signal, sys, pathlib\n"
         "import flowmonkeyd.packages as packages\n"
-        "packages._not_python = lambda folder: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "packages._not_python = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "there = packages.Packages(pathlib.Path(sys.argv[1]))\n"
         "there.open()\n"
         "there.receive(sys.stdin.buffer.read())\n"

@@ -32,6 +32,8 @@ __all__ = ["Stateless"]
 LOGS_EVERY_S = 0.25
 PACKAGES_MAX = 512
 STEP_LIMITS_MAX = 64
+# The runner's own traceback has 16 KiB at most; what is longer is a handler's imitation.
+TRACEBACK_CHARS_MAX, TRACEBACK_LINES_MAX = 16 * 1024, 500
 # A fork server that is lost three times while one task runs is lost because of that task.
 TRIES_MAX = 3
 
@@ -109,7 +111,9 @@ class Stateless:
         if reply.traffic is not None:
             self._count(reply.traffic)
             lines.waiting.extend(_denials(reply.traffic, now_ms))
-        return Finished(result_of(reply, now_ms), lines.waiting)
+        result = result_of(reply, now_ms)
+        lines.waiting.extend(_traceback(result, now_ms))
+        return Finished(result, lines.waiting)
 
     async def _run(self, call: Call, lines: _Lines) -> Reply:
         """Run the call; anew when its fork server was lost, which is no fault of the handler's."""
@@ -203,6 +207,16 @@ def _call(task: Task, package: _Package, given: Any, context: Mapping[str, Any] 
 def _failed(code: str, message: str, fatal: bool = False) -> Finished:
     error = StepError(code, message, retryable=False)
     return Finished(TaskResult(Outcome.ERROR, error=error, fatal=fatal))
+
+
+def _traceback(result: TaskResult, at_ms: int) -> Sequence[Log]:
+    """An exception that left the handler, as its interpreter would have printed it."""
+    details = result.error.details if result.error is not None else None
+    text = details.get("traceback") if isinstance(details, Mapping) else None
+    if not isinstance(text, str) or len(text) > TRACEBACK_CHARS_MAX:
+        return ()
+    lines = text.encode(errors="replace").decode().splitlines()[:TRACEBACK_LINES_MAX]
+    return [(at_ms, "log", "error", line, None) for line in lines]
 
 
 def _denials(traffic: Traffic, at_ms: int) -> Sequence[Log]:

@@ -34,6 +34,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in (PRODUCT | AROUND).
 DOORS = {
     "aiosqlite": ("flowmonkeyd/store/store.py",),
     "click": ("flowctl/", "flowmonkeyd/main.py"),
+    "dns": ("sandbox/egress/dns.py",),
     "httptools": ("flowmonkeyd/api/",),
     "prometheus_client": ("flowmonkeyd/metrics.py",),
     "psutil": ("flowmonkeyd/metrics.py",),

@@ -1,0 +1,150 @@
+"""A handler's side of the gateway: a real process in real namespaces, and servers to reach.
+
+`cell` starts the process (`inside.py`) and opens the gateway on its sockets; `table` is the
+resolver that the tests write; `server` listens on the host's loopback, on a port that the gateway
+serves.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from sandbox.egress.dns import Unknown
+from sandbox.egress.gateway import Gateway
+
+INSIDE = Path(__file__).with_name("inside.py")
+LOOPBACK = ("127.0.0.0/8", "::1/128")
+
+
+class Table:
+    """A resolver that answers what the test says: name to addresses, or to a list of such answers,
+    one for each look-up; an exception is raised; a name that is not there is unknown."""
+
+    def __init__(self):
+        self.names = {}
+        self.asked = []
+
+    def lookup(self, name):
+        self.asked.append(name)
+        future = asyncio.get_running_loop().create_future()
+        answer = self.names.get(name, Unknown(name))
+        if isinstance(answer, list) and answer and isinstance(answer[0], list):
+            answer = answer.pop(0) if len(answer) > 1 else answer[0]
+        if isinstance(answer, BaseException):
+            future.set_exception(answer)
+        elif answer != "never":
+            future.set_result(list(answer))
+        return future
+
+    def close(self):
+        pass
+
+
+class Cell:
+    """The process inside, and its gateway."""
+
+    def __init__(self, gateway, reader, writer, process):
+        self.gateway = gateway
+        self.process = process
+        self._reader = reader
+        self._writer = writer
+
+    async def run(self, code, *args):
+        """The result of `main` of this code, run inside; "Error: text" of what it raised."""
+        request = {"code": textwrap.dedent(code), "args": args}
+        self._writer.write(json.dumps(request).encode() + b"\n")
+        line = await self._reader.readline()
+        assert line, "the process inside died"
+        answer = json.loads(line)
+        return answer["result"] if "result" in answer else answer["error"]
+
+    async def visit(self, egress, code, *args):
+        """One execution: its result and its traffic."""
+        visit = self.gateway.open(egress)
+        try:
+            result = await self.run(code, *args)
+        finally:
+            traffic = visit.close()
+        return result, traffic
+
+
+@contextlib.asynccontextmanager
+async def process_inside(ports, uid):
+    """The sockets that it sent, streams to it, and the process."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", str(INSIDE)),
+            *(str(theirs.fileno()), str(uid), ",".join(map(str, ports))),
+            pass_fds=(theirs.fileno(),),
+        )
+    try:
+        ours.setblocking(False)
+        loop = asyncio.get_running_loop()
+        there = loop.create_future()
+        loop.add_reader(ours.fileno(), there.set_result, None)
+        await there
+        loop.remove_reader(ours.fileno())
+        said, fds, _flags, _address = socket.recv_fds(ours, 1000, 200)
+        assert said == b"ready", said
+        reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 24)
+        yield fds, reader, writer, process
+    finally:
+        if ours.fileno() >= 0:
+            with contextlib.suppress(NameError, OSError):
+                writer.close()
+                await writer.wait_closed()
+        ours.close()
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+@pytest.fixture
+def table():
+    return Table()
+
+
+@pytest.fixture
+async def server():
+    """Starts `serve(reader, writer)` on a loopback address; returns its port."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(serve, host="127.0.0.1", port=0):
+            async def closing(reader, writer):
+                try:
+                    await serve(reader, writer)
+                except (ConnectionError, asyncio.IncompleteReadError):
+                    pass
+                finally:
+                    writer.close()
+                    with contextlib.suppress(ConnectionError):
+                        await writer.wait_closed()
+
+            listening = await asyncio.start_server(closing, host, port)
+            await stack.enter_async_context(listening)
+            return listening.sockets[0].getsockname()[1]
+
+        yield start
+
+
+@pytest.fixture
+async def cell(table):
+    """Starts a process inside with a gateway for these ports."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(*ports, uid=None, resolver=None):
+            inside = process_inside(ports, os.getuid() if uid is None else uid)
+            fds, reader, writer, process = await stack.enter_async_context(inside)
+            gateway = Gateway(fds, ports, table if resolver is None else resolver)
+            stack.callback(gateway.close)
+            return Cell(gateway, reader, writer, process)
+
+        yield start

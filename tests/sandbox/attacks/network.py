@@ -72,4 +72,73 @@ def attack():
         "a handle on the process that made the channel, or on oneself (SO_PEERPIDFD)",
         tried("a, b = socket.socketpair()\nreturn a.getsockopt(socket.SOL_SOCKET, 77) >= 0"),
     ),
+    *(
+        Attack(
+            f"socket-{name}",
+            "a socket of that kind",
+            call(f"syscall(41, {family}, {kind}, {protocol})"),
+            is_open,
+        )
+        for name, family, kind, protocol, is_open in (
+            ("raw-icmp", 2, 3, 1, True),
+            ("raw-any", 2, 3, 255, True),
+            ("raw-inet6", 10, 3, 58, True),
+            ("ping", 2, 2, 1, False),
+            ("alg", 38, 5, 0, False),
+            ("xdp", 44, 3, 0, False),
+            ("can", 29, 3, 1, False),
+            ("bluetooth", 31, 3, 1, False),
+            ("tipc", 30, 2, 0, False),
+            ("key", 15, 3, 2, False),
+            ("sctp", 2, 1, 132, False),
+            ("mptcp", 2, 1, 262, False),
+            ("audit", 16, 3, 9, True),
+            ("unix-datagram", 1, 2, 0, True),
+            ("unix-sequence", 1, 5, 0, True),
+        )
+    ),
+    Attack(
+        "abstract-socket",
+        "a name that all of one network namespace share",
+        tried("s = socket.socket(socket.AF_UNIX)\ns.bind('\\0fm-attack')\nreturn s"),
+    ),
+    Attack(
+        "daemon-socket",
+        "a path of the daemon's socket that can be named",
+        tried(
+            "s = socket.socket(socket.AF_UNIX)\n"
+            "for path in ('/run/flowmonkey/flowmonkeyd.sock', '/run/systemd/notify'):\n"
+            "    s.connect(path)\nreturn True"
+        ),
+        open=False,
+    ),
+    Attack(
+        "channel-as-any-socket",
+        "the channel itself connected to somebody else",
+        call("syscall(42, 3, b'\\1\\0' + b'/run/x' + bytes(20), 28)"),
+        open=False,
+    ),
+    Attack(
+        "channel-descriptor",
+        "a descriptor sent to the pool over the channel",
+        tried("s = socket.socket(fileno=os.dup(3))\nreturn socket.send_fds(s, [b''], [0])"),
+        open=False,
+    ),
+    Attack(
+        "channel-credentials",
+        "who it is that listens (SO_PEERCRED)",
+        tried("s = socket.socket(fileno=os.dup(3))\nreturn s.getsockopt(1, 17, 12)"),
+    ),
+    Attack(
+        "channel-buffer",
+        "a larger buffer of the kernel than it was given",
+        tried("s = socket.socket(fileno=os.dup(3))\ns.setsockopt(1, 7, 1 << 30)\nreturn True"),
+    ),
+    Attack("listen", "somebody who is served", call("syscall(50, 3, 1)"), open=False),
+    Attack("bind", "an address", call("syscall(49, 3, b'\\1\\0', 2)"), open=False),
+    Attack(
+        "pipe-size",
+        "a pipe of more memory than the default",
+        tried("a, b = os.pipe()\nreturn fcntl.fcntl(b, 1031, 1 << 20) >= 1 << 20", "fcntl, os"),
+    ),
 )

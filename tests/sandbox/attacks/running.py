@@ -46,7 +46,7 @@ async def run_attack(pool: Pool, folder: Path, attack: Attack) -> dict[str, obje
     their name alone.
     """
     code = attack.code if attack.won else attack.code + _WRAP
-    package = write_package(folder / attack.name, code, dict(attack.files))
+    package = write_package(folder / "attacked-packages" / attack.name, code, dict(attack.files))
     call = Call(package, limits=attack.limits, policy=attack.policy, reuse=attack.reuse)
     servers = pool.server_pids
     try:

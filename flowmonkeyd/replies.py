@@ -6,9 +6,9 @@ result only when every part has the right shape, else the attempt ends with `INV
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from flowmonkeyd import jsontext
@@ -40,17 +40,16 @@ def result_of(reply: Reply, now_ms: int) -> TaskResult:
     }
     if reply.traffic is not None:
         usage["network"] = _network(reply.traffic)
+    made = partial(TaskResult, worker_id="sandbox", duration_ms=reply.usage.wall_ms, usage=usage)
     if reply.ending is not Ending.RESULT or reply.result is None:
         retryable = reply.ending is not Ending.UNAVAILABLE
         error = StepError(_ERRORS.get(reply.ending, "INVALID_RESULT"), reply.message, retryable)
-        result = TaskResult(Outcome.ERROR, error=error)
-    else:
-        try:
-            result = _result(reply.result, now_ms)
-        except (KeyError, TypeError, ValueError) as exc:
-            error = StepError("INVALID_RESULT", f"the handler's answer is not a result: {exc}")
-            result = TaskResult(Outcome.ERROR, error=error)
-    return replace(result, duration_ms=reply.usage.wall_ms, usage=usage, worker_id="sandbox")
+        return made(Outcome.ERROR, error=error)
+    try:
+        return _result(made, reply.result, now_ms)
+    except (KeyError, TypeError, ValueError) as exc:
+        error = StepError("INVALID_RESULT", f"the handler's answer is not a result: {exc}")
+        return made(Outcome.ERROR, error=error)
 
 
 def denial_text(denial: Denial) -> str:
@@ -87,12 +86,12 @@ def _plain(text: str) -> str:
     return text[:_NAME_MAX].encode(errors="replace").decode()
 
 
-def _result(answer: Mapping[str, Any], now_ms: int) -> TaskResult:
+def _result(made: Callable[..., TaskResult], answer: Mapping[str, Any], now_ms: int) -> TaskResult:
     jsontext.size_bytes(answer)  # ValueError for text that is no Unicode, such as a lone surrogate
     emitted = tuple((str(name), data) for name, data in answer.get("emitted", ()))
     outcome = answer["outcome"]
     if outcome == "success":
-        return TaskResult(
+        return made(
             Outcome.SUCCESS,
             output=answer.get("output", NO_VALUE),
             next_step=_next(answer),
@@ -101,7 +100,7 @@ def _result(answer: Mapping[str, Any], now_ms: int) -> TaskResult:
         )
     if outcome == "failure":
         error = _object(answer["error"], "error")
-        return TaskResult(
+        return made(
             Outcome.FAILURE,
             error=StepError(
                 _text(error["code"], 200),
@@ -114,7 +113,7 @@ def _result(answer: Mapping[str, Any], now_ms: int) -> TaskResult:
         )
     if outcome == "wait":
         wait = _wait(_object(answer["wait"], "wait"), now_ms)
-        return TaskResult(Outcome.WAIT, wait=wait, emitted=emitted)
+        return made(Outcome.WAIT, wait=wait, emitted=emitted)
     raise ValueError(f"unknown outcome {outcome!r:.100}")
 
 

@@ -50,7 +50,7 @@ _MIB = 1024 * 1024
 def _each(wrong: Callable[[str], str | None]) -> AfterValidator:
     def check(text: str) -> str:
         if (words := wrong(text)) is not None:
-            raise ValueError(f"{text!r} {words}")
+            raise ValueError(words)
         return text
 
     return AfterValidator(check)

@@ -1,28 +1,18 @@
 """Targets of the network as documents and settings name them: checked, and intersected. Pure.
 
-`host`, `*.host`, `address`, `network/bits`, each with `:port` or for every port that the gateway
-serves (IPv6 in brackets when a port follows). Judging a connection is the gateway's; here it is
-told what is no target, and what two lists allow together, in the gateway's spelling.
+Reading a target and judging a connection is the gateway's (`sandbox.egress.rules`); here it is told
+what is no target, and what two lists allow together.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sandbox.egress.rules import Network, split_target
+
 __all__ = ["both", "wrong_network", "wrong_target"]
-
-TARGET_CHARS_MAX = 300
-# RFC 1123 section 2.1, and underscores, which names in use have; IDN is written as `xn--…`.
-_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_NAME = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*")
-_SPLIT = re.compile(r"(?P<host>\[[^\[\]]*\]|[^:\[\]]*)(?::(?P<port>[0-9]{1,5}))?")
-# What inet_aton(3) takes for an address: a name is none of these.
-_NUMBER = re.compile(r"(?:0[xX][0-9a-fA-F]*|[0-9]+)")
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +34,7 @@ class _Target:
 
 
 def wrong_target(text: str) -> str | None:
-    """What is wrong with a target, as words that follow it; None for a good one."""
+    """What is wrong with a target; None for a good one."""
     try:
         _parsed(text)
     except ValueError as exc:
@@ -53,11 +43,11 @@ def wrong_target(text: str) -> str | None:
 
 
 def wrong_network(text: str) -> str | None:
-    """What is wrong with a network such as 10.0.0.0/8 or an address; None for a good one."""
+    """What is wrong with a network such as 10.0.0.0/8; None for a good one."""
     try:
         ipaddress.ip_network(text)
     except ValueError:
-        return "should be a network such as 10.0.0.0/8, with no bits set after its length"
+        return f"{text!r} should be a network such as 10.0.0.0/8, with no bits set after its length"
     return None
 
 
@@ -83,31 +73,8 @@ def both(first: Iterable[str] | None, second: Iterable[str] | None) -> tuple[str
 
 def _parsed(text: str) -> _Target:
     """Raises ValueError, in words."""
-    if not isinstance(text, str) or len(text) > TARGET_CHARS_MAX:
-        raise ValueError(f"should be text of at most {TARGET_CHARS_MAX} characters")
-    try:  # an IPv6 address or network without a port
-        return _Target(ipaddress.ip_network(text), None)
-    except ValueError:
-        pass
-    match = _SPLIT.fullmatch(text)
-    if match is None or not match["host"]:
-        raise ValueError("should be host:port, *.host:port, address:port or network/bits:port")
-    host, port = match["host"], None if match["port"] is None else int(match["port"])
-    if port is not None and not 1 <= port <= 65535:
-        raise ValueError("has a port that is none of 1 to 65535")
-    if host.startswith("[") or "/" in host or _looks_like_address(host):
-        try:
-            return _Target(ipaddress.ip_network(host.removeprefix("[").removesuffix("]")), port)
-        except ValueError:
-            wrong = "names no address or network (no bits may be set after a network's length)"
-            raise ValueError(wrong) from None
-    if not _NAME.fullmatch(host) or len(host) > 253:
-        raise ValueError("names no host; write it as DNS does, IDN as xn--…")
-    return _Target(host.lower(), port)
-
-
-def _looks_like_address(host: str) -> bool:
-    return _NUMBER.fullmatch(host.rpartition(".")[2]) is not None
+    place, port = split_target(text)
+    return _Target(place.lower() if isinstance(place, str) else place, port)
 
 
 def _narrower(one: str | Network, other: str | Network) -> str | Network | None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from sandbox.egress.hello import Hello
 from sandbox.model import Egress
 
-__all__ = ["Rules", "is_host_name"]
+__all__ = ["Network", "Rules", "is_host_name", "split_target"]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -202,7 +202,7 @@ class _Targets:
         self.names: list[_Named] = []
         self.networks: list[tuple[Network, int | None]] = []
         for text in targets:
-            host, port = _split(text)
+            host, port = split_target(text)
             if isinstance(host, str):
                 below = host.startswith("*.")
                 self.names.append(_Named(host.removeprefix("*.").lower(), below, port))
@@ -217,8 +217,8 @@ class _Targets:
         return any(one.matches(name, port) for one in self.names for name in names)
 
 
-def _split(text: str) -> tuple[str | Network, int | None]:
-    """A target's host and port; raises ValueError."""
+def split_target(text: str) -> tuple[str | Network, int | None]:
+    """A target's host (or network) and port; raises ValueError, naming the target."""
     bad = f"cannot use the network target {text!r}: "
     if not isinstance(text, str) or len(text) > _TARGET_CHARS_MAX:
         raise ValueError(f"{bad}it should be text of at most {_TARGET_CHARS_MAX} characters")

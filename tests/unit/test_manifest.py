@@ -195,7 +195,7 @@ def _of_execution(path, value, words="", **handler):
         (_document(execution={"sandbox": {"network": {"allow": ["a.org", "a b"]}}}),
          ("$.execution.sandbox.network.allow[1]", "names no host")),
         (_document(execution={"sandbox": {"network": {"deny": ["10.0.0.1/8"]}}}),
-         ("$.execution.sandbox.network.deny[0]", "names no address or network")),
+         ("$.execution.sandbox.network.deny[0]", "neither address nor network")),
         _of_execution("sandbox.network.only", [], "unknown field"),
         _of_execution("memory", 32, "at least 64 for node", runtime="node", entrypoint="a.js:h"),
         _of_execution("sandbox.filesystem", "all", "should be none, readonly or temp"),

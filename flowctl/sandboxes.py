@@ -67,6 +67,13 @@ def sandbox() -> None:
     metavar="CIDR",
     help="A network that is not global and that it may reach, such as 127.0.0.0/8.",
 )
+@click.option(
+    "--port",
+    "ports",
+    multiple=True,
+    type=click.IntRange(1, 65535),
+    help="A port that it may reach besides 80 and 443.",
+)
 @click.option("--node", metavar="PATH", help="The Node that runs it (the one in PATH).")
 @click.pass_obj
 def run(
@@ -76,6 +83,7 @@ def run(
     config: Any,
     context: Any,
     private: tuple[str, ...],
+    ports: tuple[int, ...],
     node: str | None,
 ) -> None:  # fmt: skip
     """Run the handler in DIR once, in the real sandbox, without a daemon.
@@ -86,7 +94,7 @@ def run(
     \b
     Example:
       flowctl sandbox run ./resize --input '{"width": 80}'
-      flowctl sandbox run ./fetch --input '"http://127.0.0.1:8000/"' --allow-private 127.0.0.0/8
+      flowctl sandbox run ./get --input '"http://127.0.0.1:80/"' --allow-private 127.0.0.0/8
     """
     from flowctl import trial
 
@@ -99,7 +107,7 @@ def run(
     gift = trial.Given(
         None if given is NULL else given, given is not None, config or {}, context or {}
     )
-    ran = trial.run(folder, gift, on_line, private, node)
+    ran = trial.run(folder, gift, on_line, private, ports, node)
     if output.form == "yaml":
         output.value(ran.result, lambda: None)
     else:

@@ -72,7 +72,12 @@ def probe() -> tuple[dict[str, Any], str, bool]:
 
 
 def run(
-    folder: str, given: Given, on_line: OnLine, private: Sequence[str] = (), node: str | None = None
+    folder: str,
+    given: Given,
+    on_line: OnLine,
+    private: Sequence[str] = (),
+    ports: Sequence[int] = (),
+    node: str | None = None,
 ) -> Ran:
     """Run the handler in a folder once. Raises Rejected as publishing does, NotReady on a host
     that cannot run it."""
@@ -102,8 +107,8 @@ def run(
             limits=granted.limits,
             policy=granted.policy,
         )
-        ports = settings.sandbox.network.ports
-        pool = PoolSettings(slots=1, spares=1, spares_node=1, node=node, ports=ports)
+        served = (*settings.sandbox.network.ports, *ports)
+        pool = PoolSettings(slots=1, spares=1, spares_node=1, node=node, ports=served)
         with _unavailable():
             reply = run_once(call, pool, on_log)
     if reply.ending is Ending.UNAVAILABLE:

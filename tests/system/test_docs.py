@@ -75,6 +75,7 @@ def test_the_demo_runs_and_leaves_nothing(stopped_daemon, tmp_path):
     code, out, err = bash("script/demo", ROOT, {**stopped_daemon.env, "TMPDIR": str(tmp_path)})
     assert code == 0, err
     assert "status      completed" in out
+    assert "network: refused 169.254.169.254:80" in out
     assert list(tmp_path.iterdir()) == []
 
 

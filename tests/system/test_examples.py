@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +193,47 @@ def test_one_chapter_that_fails_is_named_by_the_parent(daemon):
     assert (execution["status"], execution["error"]["code"]) == ("failed", "CHILD_FAILED")
     [failed] = execution["error"]["details"]["children"]
     assert failed["error"]["code"] == "EMPTY_CHAPTER"
+
+
+@pytest.fixture
+def price_server() -> Iterator[int]:
+    """The example's server on a port of its own, as its README starts it."""
+    folder = EXAMPLES / "net/server"
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "-d", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        found = re.search(r" port (\d+) ", server.stdout.readline())
+        assert found
+        yield int(found[1])
+        server.kill()
+
+
+def test_handlers_reach_the_server_they_may_and_nothing_inside(stopped_daemon, price_server):
+    daemon = stopped_daemon
+    private = "privateNetworks=127.0.0.0/8"
+    daemon.start(
+        *("--set", f"sandbox.network.ports=80,443,{price_server}"),
+        *("--set", f'handlers."net/price".{private}', "--set", f'handlers."net/convert".{private}'),
+    )
+    publish(daemon, "net")
+    server = f"http://127.0.0.1:{price_server}"
+    execution = run(daemon, "price", json.dumps({"server": server, "item": "teapot"}))
+    assert execution["context"]["quote"]["amount"] == 29.9
+    # What success of the nosy one would look like: a text instead of an error's name.
+    assert set(execution["context"]["refused"].values()) <= {
+        "ConnectionResetError",
+        "ConnectionRefusedError",
+    }
+    done = daemon.flowctl("execution", "history", execution["id"], "-o", "json")
+    ask, look = (item["usage"]["network"] for item in json.loads(done.stdout)["items"])
+    (contact,) = ask["contacts"]
+    assert (contact["address"], contact["port"]) == ("127.0.0.1", price_server)
+    assert contact["receivedBytes"] > len((EXAMPLES / "net/server/prices.json").read_bytes())
+    assert look["contacts"] == []
+    assert sum(denial["count"] for denial in look["denials"]) >= 3
+    logs = daemon.flowctl("execution", "logs", execution["id"]).stdout
+    assert "network: refused 169.254.169.254:80: " in logs

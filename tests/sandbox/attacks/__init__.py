@@ -10,17 +10,30 @@ the sandbox has. `python -m attacks` prints the outcome of each (for the run as 
 from __future__ import annotations
 
 from attacks.attack import Attack
+from attacks.crashes import CRASHES
 from attacks.files import FILES
+from attacks.floods import FLOODS
 from attacks.kernel import FATAL, KERNEL
 from attacks.network import NETWORK
 from attacks.processes import PROCESSES
 from attacks.programs import PROGRAMS
 from attacks.results import RESULTS
 from attacks.running import run_attack, survivors, write_package
+from attacks.timing import TIMING
 
 __all__ = ["ATTACKS", "FATAL", "GETS_THROUGH", "Attack", "run_attack", "survivors", "write_package"]
 
-ATTACKS: tuple[Attack, ...] = (*FILES, *PROCESSES, *NETWORK, *PROGRAMS, *KERNEL, *RESULTS)
+ATTACKS: tuple[Attack, ...] = (
+    *FILES,
+    *PROCESSES,
+    *NETWORK,
+    *PROGRAMS,
+    *KERNEL,
+    *RESULTS,
+    *TIMING,
+    *FLOODS,
+    *CRASHES,
+)
 
 # What gets through today, and should not: whoever repairs one takes its name away here.
 GETS_THROUGH = frozenset(

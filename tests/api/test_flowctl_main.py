@@ -30,12 +30,13 @@ def _commands(group=cli, path=()):
             yield from _commands(command, (*path, name))
 
 
-CONTRACT = """status version completion queue run
+CONTRACT = """status version completion queue pool run
 flow:apply flow:validate flow:list flow:show flow:graph
 execution:list execution:show execution:history execution:logs execution:watch execution:cancel
 execution:resume execution:retry event:send event:tail
 handler:publish handler:list handler:show handler:yank
-flow execution event handler"""
+sandbox:run sandbox:explain sandbox:probe
+flow execution event handler sandbox"""
 
 
 def test_commands_are_those_of_the_contract():

@@ -6,13 +6,14 @@ the dynamic section (elf(5), System V gABI chapter 5); loads and runs nothing.
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 from collections.abc import Iterable, Iterator
 
-__all__ = ["library_closure", "mapped_libraries"]
+__all__ = ["library_closure", "mapped_libraries", "program_closure"]
 
-_PT_LOAD, _PT_DYNAMIC = 1, 2
+_PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
 _DT_NEEDED, _DT_STRTAB = 1, 5
 # Binary wheels (manylinux, PEP 600) may count on these of the system besides libc.
 _WHEEL_LIBRARIES = ("libstdc++.so.6", "libgcc_s.so.1")
@@ -27,12 +28,29 @@ def mapped_libraries() -> set[str]:
 
 def library_closure(modules: Iterable[str]) -> list[str]:
     """Paths of the libraries that the given ELF files need, and that are not loaded yet."""
-    loaded = mapped_libraries()
-    folders = list(dict.fromkeys(os.path.dirname(path) for path in sorted(loaded)))
-    folders = [f for f in folders if "lib-dynload" not in f] + ["/lib64", "/usr/lib64", "/usr/lib"]
-    present = {os.path.basename(path) for path in loaded}
-    found: dict[str, str] = {}
     queue = [name for module in modules for name in _needed(module)] + list(_WHEEL_LIBRARIES)
+    present = {os.path.basename(path) for path in mapped_libraries()}
+    return _closure(queue, present, _folders())
+
+
+def program_closure(program: str) -> list[str]:
+    """Paths of the loader and of every library that a program starts with, where it looks for
+    them; none for a static one."""
+    data = _mapped(program)
+    places = [(start, n) for kind, start, _a, n in _segments(data) if kind == _PT_INTERP]
+    loader = [data[start : start + n].rstrip(b"\0").decode() for start, n in places]
+    folders = [os.path.join(os.path.dirname(os.path.dirname(program)), "lib"), *_folders()]
+    paths = _closure(list(_needed(program)), {os.path.basename(path) for path in loader}, folders)
+    return loader + paths
+
+
+def _folders() -> list[str]:
+    folders = dict.fromkeys(os.path.dirname(path) for path in sorted(mapped_libraries()))
+    return [f for f in folders if "lib-dynload" not in f] + ["/lib64", "/usr/lib64", "/usr/lib"]
+
+
+def _closure(queue: list[str], present: set[str], folders: list[str]) -> list[str]:
+    found: dict[str, str] = {}
     while queue:
         name = queue.pop()
         if name in found or name in present:
@@ -45,31 +63,45 @@ def library_closure(modules: Iterable[str]) -> list[str]:
     return sorted(found.values())
 
 
-def _needed(path: str) -> Iterator[str]:
+def _mapped(path: str) -> mmap.mmap | bytes:
+    """A file's bytes, of which only those are read that are looked at: Node has 100 MB."""
     with open(path, "rb") as file:
-        data = file.read()
+        try:
+            return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        except ValueError:
+            return b""  # it is empty
+
+
+def _segments(data: mmap.mmap | bytes) -> list[tuple[int, int, int, int]]:
+    """Kind, place in the file, address and length of each; none for what is no such ELF file."""
     if data[:6] != b"\x7fELF\x02\x01":  # 64 bits, little endian: all that we run on
-        return
+        return []
     (offset,) = struct.unpack_from("<Q", data, 32)
     size, count = struct.unpack_from("<HH", data, 54)
-    segments = []
-    dynamic = None
+    found = []
     for number in range(count):
         at = offset + number * size
         kind, _flags, start, address, _physical, length = struct.unpack_from("<IIQQQQ", data, at)
-        if kind == _PT_LOAD:
-            segments.append((address, start, length))
-        elif kind == _PT_DYNAMIC:
-            dynamic = (start, length)
+        found.append((kind, start, address, length))
+    return found
+
+
+def _needed(path: str) -> Iterator[str]:
+    data = _mapped(path)
+    segments = _segments(data)
+    dynamic = next((s for s in segments if s[0] == _PT_DYNAMIC), None)
     if dynamic is None:
         return
-    entries = list(struct.iter_unpack("<QQ", data[dynamic[0] : dynamic[0] + dynamic[1] // 16 * 16]))
+    _kind, start, _address, length = dynamic
+    entries = list(struct.iter_unpack("<QQ", data[start : start + length // 16 * 16]))
     table = next((value for tag, value in entries if tag == _DT_STRTAB), 0)
-    base = next((table - a + s for a, s, n in segments if a <= table < a + n), None)
+    loaded = [(a, s, n) for kind, s, a, n in segments if kind == _PT_LOAD]
+    base = next((table - a + s for a, s, n in loaded if a <= table < a + n), None)
     if base is None:
         return
     for tag, value in entries:
         if tag == 0:
             return
         if tag == _DT_NEEDED:
-            yield data[base + value : data.index(b"\0", base + value)].decode()
+            at = base + value
+            yield data[at : data.find(b"\0", at)].decode()

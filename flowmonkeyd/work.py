@@ -36,6 +36,10 @@ class Work:
         self.store = store
         self._steps = steps
         self._leases = 0
+        # How many tasks of a lane could start at once, and who would run them. What becomes ready
+        # in a commit is leased in it, so that a step costs one commit and not two.
+        self.capacity: dict[Lane, int] = {}
+        self.worker = ""
 
     async def claim(
         self,
@@ -49,13 +53,24 @@ class Work:
         execution when it is named."""
 
         def change(tx: Tx) -> list[Task]:
-            first = (tx.boot << 32) + self._leases + 1
             only = None if execution_id is None else key_of(tx, execution_id)
-            rows = tasks.claim(tx, lane, limit, first, LEASE_MS, worker, handler_type, only)
-            self._leases += len(rows)
-            return [self._begin(tx, row) for row in rows]
+            return self._claim(tx, lane, limit, worker, handler_type, only)
 
         return await self.store.write(change)
+
+    def _claim(
+        self,
+        tx: Tx,
+        lane: Lane,
+        limit: int,
+        worker: str,
+        handler_type: str | None = None,
+        execution: int | None = None,
+    ) -> list[Task]:
+        first = (tx.boot << 32) + self._leases + 1
+        rows = tasks.claim(tx, lane, limit, first, LEASE_MS, worker, handler_type, execution)
+        self._leases += len(rows)
+        return [self._begin(tx, row) for row in rows]
 
     def _begin(self, tx: Tx, row: tasks.TaskRow) -> Task:
         record = executions.load(tx, row.execution)
@@ -108,6 +123,8 @@ class Work:
             record = executions.load(tx, key)
             flow = self._steps.names.flow(tx, record.flow_key, record.flow_digest)
             self._steps.finished(tx, record, flow, result, row)
+            if self.capacity:
+                tx.hints.ready.add(row.lane)  # who ran it can run another
 
         await self.store.write(change)
 
@@ -156,10 +173,16 @@ class Work:
 
     def run_ready(self, tx: Tx) -> None:
         """As `Store.before_commit`: built-in steps that became ready in a transaction run in it,
-        so that a flow of built-in steps costs one commit and not one for each. A bug that raises
-        here is met again, and reported, by the dispatcher's own pass."""
+        so that a flow of built-in steps costs one commit and not one for each, and other tasks
+        are leased in it if there is room to run them. A bug that raises here is met again, and
+        reported, by the dispatcher's own passes."""
         if Lane.BUILTIN.value in tx.hints.ready and not self._run_builtins(tx):
             tx.hints.ready.discard(Lane.BUILTIN.value)
+        for lane, room in self.capacity.items():
+            if lane.value in tx.hints.ready and room > 0:
+                tx.hints.claimed[lane.value] = self._claim(tx, lane, room, self.worker)
+                # Either the line is empty now, or there is no more room.
+                tx.hints.ready.discard(lane.value)
 
     def _run_builtins(self, tx: Tx) -> bool:
         until = time.monotonic() + BUILTIN_PASS_MS / 1000

@@ -49,12 +49,16 @@ class Committed:
     events: bool = False  # the ledger grew
     ended: set[str] = field(default_factory=set)  # executions that ended
     dropped: set[tuple[int, int]] = field(default_factory=set)  # (task key, lease) to kill
+    # By lane that was looked at: what this commit leased for who runs it.
+    claimed: dict[str, list[Any]] = field(default_factory=dict)
 
     def merge(self, other: Committed) -> None:
         self.ready |= other.ready
         self.events |= other.events
         self.ended |= other.ended
         self.dropped |= other.dropped
+        for lane, tasks in other.claimed.items():
+            self.claimed.setdefault(lane, []).extend(tasks)
         if other.due_at_ms is not None:
             self.due(other.due_at_ms)
 

@@ -102,6 +102,7 @@ async def test_a_task_claimed_while_the_drain_begins_goes_back_unstarted(running
     async def drain(claimed):
         await running.dispatcher.drain(grace_s=PATIENCE_S)
 
+    running.store.before_commit = None  # so that the dispatcher has to ask
     running.engine.meanwhile = drain
     key = await running.submit()
     await asyncio.wait_for(running.loop, PATIENCE_S)
@@ -121,11 +122,47 @@ async def test_a_task_killed_before_its_first_moment_is_forgotten(running):
         leases = {(task.key, task.lease_id) for task in claimed}
         asyncio.get_running_loop().call_soon(kill, leases)
 
+    running.store.before_commit = None
     running.engine.meanwhile = drop
     await running.submit()
     await asyncio.wait_for(killed.wait(), PATIENCE_S)
     await running.dispatcher.drain(grace_s=0)
     assert (running.executor.started, running.dispatcher.running) == ([], 0)
+
+
+async def test_what_a_commit_leased_for_a_draining_dispatcher_goes_back(running):
+    def drain_at_once(hints):
+        if hints.claimed.get(Lane.SANDBOX.value):
+            running.group.create_task(running.dispatcher.drain(grace_s=0))
+        running.committed(hints)
+
+    running.store.on_commit = drain_at_once
+    key = await running.submit()
+    await asyncio.wait_for(running.loop, PATIENCE_S)
+    await running.until(lambda: running.dispatcher.running == 0)
+    assert await running.state(key) == "queued"
+
+
+async def test_a_step_is_leased_in_the_commit_that_made_it_ready(running):
+    commits = running.store.commits
+    await running.submit()
+    await running.until(lambda: running.executor.started)
+    assert running.store.commits == commits + 1
+
+
+async def test_a_task_that_is_dropped_between_commit_and_start_is_not_started(running):
+    def drop_at_once(hints):
+        running.committed(hints)
+        leased = {(t.key, t.lease_id) for t in hints.claimed.get(Lane.SANDBOX.value, ())}
+        if leased:
+            running.dispatcher.committed(Committed(dropped=leased))
+
+    running.store.on_commit = drop_at_once
+    await running.submit()
+    running.store.on_commit = running.committed
+    assert running.executor.started == []
+    await running.submit()
+    await running.until(lambda: running.executor.started)  # its room was given back
 
 
 async def test_a_cancelled_execution_kills_its_task_and_frees_the_slot(running):

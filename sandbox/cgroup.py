@@ -24,7 +24,7 @@ __all__ = ["Group", "Groups"]
 _CONTROLLERS = ("memory", "pids", "cpu")
 _PERIOD_US = 100_000  # the kernel's own
 _KILL_ROUNDS, _REMOVE_ROUNDS = 100, 50  # of 1 ms; a dying process needs one or two
-_LEAF = "rest"  # where the processes of a delegated group go
+_LEAF = "flowmonkey-rest"  # where the processes of a delegated group go
 
 
 class Group:
@@ -137,10 +137,12 @@ class Group:
 class Groups:
     """The groups of one pool: `slot` makes one, `close` removes all."""
 
-    def __init__(self, version: int, tops: Mapping[str, Path], parent: Path | None) -> None:
+    def __init__(
+        self, version: int, tops: Mapping[str, Path], given: frozenset[str] = frozenset()
+    ) -> None:
         self.version = version
         self._tops = dict(tops)  # by controller; v2: all the same
-        self._parent = parent  # v2: where we moved processes out of the way
+        self._given = given  # v2: the controllers that the group above them had to give
         self._slots: list[Group] = []
 
     @classmethod
@@ -164,7 +166,7 @@ class Groups:
             parents[controller] = mounts[controller].folder(own[controller])
             _remove_leftovers(parents[controller], name)
         try:
-            return cls(1, _make_tops(parents, name), None)
+            return cls(1, _make_tops(parents, name))
         except OSError as exc:
             raise _refused(
                 f"control groups of version 1 cannot be made here ({exc.strerror})",
@@ -176,9 +178,11 @@ class Groups:
         parent = _place(own[""], mounts[""])
         _remove_leftovers(parent, name)
         try:
-            moved = _give_controllers(parent)
+            given = _give_controllers(parent)
             tops = _make_tops(dict.fromkeys(_CONTROLLERS, parent), name)
-            groups = cls(2, tops, parent if moved else None)
+            groups = cls(2, tops, given)
+        except _Refused:
+            raise
         except OSError as exc:
             raise _refused(f"no group can be made in {parent} ({exc.strerror})", _DELEGATE) from exc
         top = tops["memory"]
@@ -209,8 +213,8 @@ class Groups:
                 group.remove()
             for top in set(self._tops.values()):
                 _remove(top)
-            if self._parent is not None:
-                _take_back(self._parent)
+            if self.version == 2:
+                _take_back(self._tops["memory"].parent, self._given)
         self._slots.clear()
 
 
@@ -299,15 +303,14 @@ def _with_controllers(folder: Path) -> Path:
     return folder
 
 
-def _give_controllers(parent: Path) -> bool:
-    """Let groups below `parent` have the controllers; whether its processes had to move."""
+def _give_controllers(parent: Path) -> frozenset[str]:
+    """Let groups below `parent` have the controllers; returns those that they did not have."""
     control = parent / "cgroup.subtree_control"
-    missing = set(_CONTROLLERS) - set(control.read_text().split())
-    if not missing:
-        return False
+    missing = frozenset(_CONTROLLERS) - set(control.read_text().split())
     try:
-        _write(control, _wanted(missing))
-        return False
+        if missing:
+            _write(control, _wanted(missing))
+        return missing
     except OSError as exc:
         if exc.errno != errno.EBUSY:
             raise
@@ -323,18 +326,21 @@ def _give_controllers(parent: Path) -> bool:
             break
         _move(pids, leaf)
     _write(control, _wanted(missing))
-    return True
+    return missing
 
 
-def _take_back(parent: Path) -> None:
+def _take_back(parent: Path, given: frozenset[str]) -> None:
     """Undo `_give_controllers`, unless somebody else has groups there."""
     leaf = parent / _LEAF
     if [path for path in parent.iterdir() if path.is_dir() and path != leaf]:
         return
-    enabled = (parent / "cgroup.subtree_control").read_text().split()
-    _write(parent / "cgroup.subtree_control", " ".join(f"-{name}" for name in enabled))
-    _move(_pids(leaf), parent)
-    _remove(leaf)
+    if leaf.is_dir():  # of this pool, or of one that is gone
+        given = frozenset(_CONTROLLERS)
+    if given:
+        _write(parent / "cgroup.subtree_control", " ".join(f"-{name}" for name in given))
+    if leaf.is_dir():
+        _move(_pids(leaf), parent)
+        _remove(leaf)
 
 
 def _move(pids: Iterable[int], folder: Path) -> None:
@@ -436,6 +442,10 @@ def _write_if_there(path: Path, text: str) -> None:
         _write(path, text)
 
 
-def _refused(why: str, remedy: str = "") -> OSError:
+class _Refused(OSError):
+    """There are words for the operator in it already."""
+
+
+def _refused(why: str, remedy: str = "") -> _Refused:
     text = f"cannot use control groups: {why}" + (f"; {remedy}" if remedy else "")
-    return OSError(errno.ENOTSUP, text)
+    return _Refused(errno.ENOTSUP, text)

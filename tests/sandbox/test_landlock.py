@@ -195,12 +195,12 @@ ruleset = landlock.prepare(["/"], [f"{root}/write", f"{root}/exact"])
 ready, go = os.pipe(), os.pipe()
 pid = os.fork()
 if pid:
+    os.close(ready[1])  # a child that fails is heard
     os.read(ready[0], 1)
     for name in ("read/later", "write/later", "exact"):
         linux.mount("tmpfs", f"{root}/{name}", "tmpfs", linux.MS_NOSUID, "size=64k,mode=777")
     os.write(go[1], b".")
-    os.waitpid(pid, 0)
-    sys.exit()
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 linux.unshare(linux.CLONE_NEWUSER)
 linux.drop_capabilities()
 linux.no_new_privs()

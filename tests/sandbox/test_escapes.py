@@ -1,4 +1,7 @@
-"""Hostile handlers: nothing of `attacks` succeeds, as root or as an ordinary user."""
+"""Hostile handlers: nothing of `attacks` succeeds, as root or as an ordinary user.
+
+Each attack is one test; those that would succeed on an open host are shown to, in a second one.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from attacks import ATTACKS, FATAL, GETS_THROUGH, run_attack
+from attacks import ATTACKS, FATAL, GETS_THROUGH, NEIGHBOURS, run_attack, with_victim
 
 import sandbox
 from sandbox import ALL_LAYERS, Pool, PoolSettings
@@ -22,10 +25,19 @@ _UID = 65534
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def own_pool():
+    """A pool with every layer, for attacks that need two slots for themselves."""
+    pool = Pool(PoolSettings(slots=2))
+    await pool.start()
+    yield pool
+    await pool.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def open_pool():
     """A pool without any layer: here attacks succeed."""
     everything = frozenset(ALL_LAYERS)
-    settings = PoolSettings(slots=1, required_layers=frozenset(), without=everything)
+    settings = PoolSettings(slots=2, required_layers=frozenset(), without=everything)
     pool = Pool(settings)
     await pool.start()
     yield pool
@@ -48,6 +60,23 @@ async def test_attack_gets_nothing(pool, tmp_path, attack):
 async def test_foreign_system_call_kills(pool, tmp_path, attack):
     outcome = await run_attack(pool, tmp_path, attack)
     assert outcome.get("ending") == "crash", f"{attack.success}: {outcome}"
+
+
+@pytest.mark.parametrize("attack", NEIGHBOURS, ids=lambda attack: attack.name)
+async def test_neighbour_gets_nothing(own_pool, tmp_path, attack):
+    async with with_victim(own_pool, tmp_path):
+        outcome = await run_attack(own_pool, tmp_path, attack)
+    assert outcome["succeeded"] is False, f"{attack.success}: {outcome}"
+
+
+@_root_only
+@pytest.mark.parametrize(
+    "attack", [a for a in NEIGHBOURS if a.open], ids=lambda attack: attack.name
+)
+async def test_neighbour_is_a_real_one(open_pool, tmp_path, attack):
+    async with with_victim(open_pool, tmp_path):
+        outcome = await run_attack(open_pool, tmp_path, attack)
+    assert outcome["succeeded"] is True, outcome
 
 
 @_root_only

@@ -13,27 +13,39 @@ from attacks.attack import Attack
 from attacks.crashes import CRASHES
 from attacks.files import FILES
 from attacks.floods import FLOODS
-from attacks.kernel import FATAL, KERNEL
+from attacks.imports import FATAL_CODE, IMPORTS
+from attacks.kernel import FATAL_CALLS, KERNEL
+from attacks.neighbours import NEIGHBOURS, with_victim
 from attacks.network import NETWORK
+from attacks.poison import HAUNTINGS, STRANGERS, Haunting, run_haunting
 from attacks.processes import PROCESSES
 from attacks.programs import PROGRAMS
 from attacks.results import RESULTS
 from attacks.running import run_attack, survivors, write_package
 from attacks.timing import TIMING
 
-__all__ = ["ATTACKS", "FATAL", "GETS_THROUGH", "Attack", "run_attack", "survivors", "write_package"]
+__all__ = [
+    "ATTACKS",
+    "FATAL",
+    "GETS_THROUGH",
+    "HAUNTINGS",
+    "NEIGHBOURS",
+    "STRANGERS",
+    "Attack",
+    "Haunting",
+    "run_attack",
+    "run_haunting",
+    "survivors",
+    "with_victim",
+    "write_package",
+]
 
 ATTACKS: tuple[Attack, ...] = (
-    *FILES,
-    *PROCESSES,
-    *NETWORK,
-    *PROGRAMS,
-    *KERNEL,
-    *RESULTS,
-    *TIMING,
-    *FLOODS,
-    *CRASHES,
-)
+    *FILES, *PROCESSES, *NETWORK, *PROGRAMS, *KERNEL, *RESULTS, *TIMING, *FLOODS, *CRASHES,
+    *IMPORTS,
+)  # fmt: skip
+# A call of 32 bits or of x32 must kill: there is nobody to return an error to.
+FATAL: tuple[Attack, ...] = (*FATAL_CALLS, *FATAL_CODE)
 
 # What gets through today, and should not: whoever repairs one takes its name away here.
 GETS_THROUGH = frozenset(

@@ -11,7 +11,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from attacks import ATTACKS, FATAL, run_attack
+from attacks import (
+    ATTACKS,
+    FATAL,
+    HAUNTINGS,
+    NEIGHBOURS,
+    STRANGERS,
+    run_attack,
+    run_haunting,
+    with_victim,
+)
 from sandbox import Pool, PoolSettings
 
 
@@ -24,9 +33,25 @@ async def _main() -> dict[str, object]:
         try:
             layers = {layer.name: layer.available for layer in pool.layers() if layer.required}
             outcomes = {a.name: await run_attack(pool, folder, a) for a in ATTACKS + FATAL}
+            async with with_victim(pool, folder):
+                outcomes |= {a.name: await run_attack(pool, folder, a) for a in NEIGHBOURS}
         finally:
             await pool.close()
+        outcomes |= await _hauntings(folder)
     return {"layers": layers, "outcomes": outcomes}
+
+
+async def _hauntings(folder: Path) -> dict[str, dict[str, object]]:
+    pool = Pool(PoolSettings(slots=1))
+    await pool.start()
+    try:
+        return {
+            f"{one.name} {stranger}": await run_haunting(pool, folder, one, changes)
+            for one in HAUNTINGS
+            for stranger, changes in STRANGERS.items()
+        }
+    finally:
+        await pool.close()
 
 
 if __name__ == "__main__":

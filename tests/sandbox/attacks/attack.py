@@ -5,6 +5,7 @@ Owns the noun `Attack` and the few words that most of them are written with. It 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -15,8 +16,9 @@ __all__ = ["LIVE_ON", "SURVIVOR", "SYSCALL", "TEMP", "Attack", "call", "tried"]
 TEMP = Policy(filesystem="temp")
 
 # The name that a thread or process gives itself (PR_SET_NAME) before it tries to live longer than
-# its execution: whoever finds it on the host afterwards has found a success.
-SURVIVOR = "fm-survivor"
+# its execution: whoever finds it on the host afterwards has found a success. Another one in each
+# process: several may try this at a time.
+SURVIVOR = f"fm-{os.urandom(4).hex()}"
 
 
 class Attack(NamedTuple):

@@ -40,8 +40,12 @@ CRASHES: tuple[Attack, ...] = tuple(
             "repr(A())",
         ),
         ("deep-tuple", "x = ()\nfor _ in range(10**6): x = (x,)\nhash(x)"),
-        ("faulthandler", "import faulthandler\nfaulthandler.enable()\nfaulthandler._sigsegv()"),
-        ("stack-unmapped", "ctypes.CDLL(None).munmap(id(sys) & ~4095, 1 << 24)"),
+        ("faulthandler", "import faulthandler\nfaulthandler._sigsegv()"),
+        (
+            "stack-unmapped",
+            "where = ctypes.c_void_p(id(sys) & ~4095)\n"
+            "ctypes.CDLL(None).munmap(where, ctypes.c_size_t(1 << 24))",
+        ),
         ("own-none", "ctypes.memset(id(None), 0, 16)"),
         (
             "bad-bytecode",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from attacks.attack import TEMP, Attack, call, tried
 
-__all__ = ["FATAL", "KERNEL"]
+__all__ = ["FATAL_CALLS", "KERNEL"]
 
 KERNEL: tuple[Attack, ...] = (
     # kernel surfaces
@@ -184,6 +184,6 @@ KERNEL: tuple[Attack, ...] = (
 )
 
 # A call of x32 or of 32 bits must kill: there is nobody to return an error to.
-FATAL: tuple[Attack, ...] = (
+FATAL_CALLS: tuple[Attack, ...] = (
     Attack("x32", "a result of the x32 getpid", call("syscall(0x40000000 + 39)"), open=False),
 )

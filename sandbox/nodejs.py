@@ -45,7 +45,8 @@ RESIDENT_BYTES = 64 << 20  # of a Node that has started and runs nothing
 THREADS = 16  # V8's, libuv's pool and the one that waits for SIGUSR1
 PROGRAM_FD = 1000  # where the fork server keeps the program open (close-on-exec)
 OPEN_FILES_MAX = PROGRAM_FD  # RLIMIT_NOFILE at most: nothing must get that number again
-RUNNER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "node", "runner.cjs")
+_SHIM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "node")
+RUNNER = os.path.join(_SHIM, "runner.cjs")
 
 # System calls that Node makes beyond those of a Python handler, with the reason of each.
 EXTRA_CALLS: dict[str, str] = {}
@@ -53,6 +54,7 @@ EXTRA_CALLS: dict[str, str] = {}
 _AT_EMPTY_PATH = 0x1000
 _FLAGS = (
     "--no-warnings",
+    "--v8-pool-size=1",  # it has one core: 4 threads instead of 7
     "--no-addons",
     "--no-global-search-paths",
 )
@@ -78,11 +80,11 @@ def find(program: str | None) -> str:
 
 
 def needed_files(program: str) -> list[str]:
-    """Files of the host that the private root must have for it: loader, libraries and our shim.
+    """What of the host the private root must have for it: loader, libraries, our shim's folder.
 
     The program itself is not among them: it is executed by its descriptor.
     """
-    return [*program_closure(program), RUNNER]
+    return [*program_closure(program), _SHIM]
 
 
 def open_program(program: str) -> None:

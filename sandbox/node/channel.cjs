@@ -1,0 +1,182 @@
+'use strict';
+// The socket to the pool: whole frames out, in one piece each; frames in, when they are expected.
+//
+// Owns descriptor 3 and the layout of frames (`wire.py`). Everything blocks: while the pool is
+// asked, nothing of the handler runs. It keeps its own references to what it uses, so that a
+// handler that patches them breaks its own output only; whatever comes is read once, up to its
+// announced length, and anything that is no frame of the pool's ends the process.
+
+const fs = require('fs');
+const { inspect } = require('util');
+
+const { check } = require('./plain.cjs');
+
+const FD = 3;
+const HEAD_BYTES = 4 + 1 + 8; // length, kind, token
+const TOKEN_AT = 5;
+const REQUEST_MAX_BYTES = 256 * 1024 * 1024; // the pool is trusted; this catches a broken length
+const LINE_MAX_BYTES = 16 * 1024; // of a log message
+const LINE_COST_BYTES = 100; // as `wire.LINE_COST_BYTES`
+const SCRATCH_BYTES = 64 * 1024;
+const KINDS = { request: 'Q', context: 'C', log: 'L', result: 'R', problem: 'X', ready: 'Y' };
+
+const { readSync, writeSync } = fs;
+const { parse, stringify } = JSON;
+const { keys } = Object;
+const { byteLength, allocUnsafeSlow } = Buffer;
+const uncurried = Function.prototype.call.bind.bind(Function.prototype.call);
+const charCode = uncurried(String.prototype.charCodeAt);
+const toWellFormed = uncurried(String.prototype.toWellFormed);
+const utf8Write = uncurried(Buffer.prototype.utf8Write);
+const utf8Slice = uncurried(Buffer.prototype.utf8Slice);
+const readLength = uncurried(Buffer.prototype.readUInt32BE);
+const writeLength = uncurried(Buffer.prototype.writeUInt32BE);
+const copyBytes = uncurried(Buffer.prototype.copy);
+const exit = process.reallyExit.bind(process);
+
+const scratch = allocUnsafeSlow(SCRATCH_BYTES);
+const token = Buffer.alloc(8);
+let logLeft = 0;
+
+/** Wait for a request; the process ends if the pool goes away instead. */
+function receiveRequest() {
+  const request = receive(KINDS.request);
+  logLeft = request.log_bytes;
+  return request;
+}
+
+/** Ask the pool for the execution's context. */
+function fetchContext() {
+  send(KINDS.context, '');
+  return receive(KINDS.context);
+}
+
+/** Say that everything is loaded and a request can come. */
+function sayReady() {
+  send(KINDS.ready, '');
+}
+
+/** Send the one result: JSON text. */
+function sendResult(text) {
+  send(KINDS.result, text);
+}
+
+/** Say why there is no result: `ending` is "memory", "output" or "protocol". */
+function sendProblem(ending, message) {
+  send(KINDS.problem, stringify({ ending, message: plainText(message, 2000) }));
+}
+
+/** Send a log line while the log's limit lasts, counted as the pool counts. */
+function log(stream, level, message, fields) {
+  if (logLeft < 0) return;
+  const line = { stream, level, message: plainText(message, LINE_MAX_BYTES), fields };
+  if (keys(fields).length) line.fields = plainFields(fields);
+  let text = stringify(line);
+  const size = byteLength(text);
+  logLeft -= (keys(fields).length ? size : characters(line.message)) + LINE_COST_BYTES;
+  if (size > 2 * LINE_MAX_BYTES + 1024) {
+    text = stringify({ ...line, fields: { truncated: true } });
+  }
+  send(KINDS.log, text);
+}
+
+/** Return once the pool closes the channel; it usually kills before. */
+function waitForEnd() {
+  try {
+    readSync(FD, scratch, 0, 1, null);
+  } finally {
+    exit(0);
+  }
+}
+
+/** At most that many bytes of UTF-8, of the beginning. */
+function cut(text, sizeBytes) {
+  if (text.length * 3 <= sizeBytes || byteLength(text) <= sizeBytes) return text;
+  const bytes = allocUnsafeSlow(sizeBytes); // utf8Write never writes a part of a character
+  return utf8Slice(bytes, 0, utf8Write(bytes, text, 0, sizeBytes));
+}
+
+/** Text that can be sent, of at most that many bytes. */
+function plainText(text, sizeBytes) {
+  return cut(toWellFormed(text), sizeBytes);
+}
+
+/** Fields with a text in the place of what is not JSON. */
+function plainFields(fields) {
+  const plain = {};
+  for (const name of keys(fields)) {
+    const key = toWellFormed(name);
+    try {
+      check(fields[name], 3);
+      plain[key] = fields[name];
+    } catch {
+      plain[key] = plainText(inspect(fields[name]), LINE_MAX_BYTES);
+    }
+  }
+  return plain;
+}
+
+/** Unicode characters, as Python counts them. */
+function characters(text) {
+  let count = text.length;
+  if (byteLength(text) === count) return count;
+  for (let n = 0; n < text.length; n++) {
+    if ((charCode(text, n) & 0xfc00) === 0xdc00) count--; // it is well-formed: the second of two
+  }
+  return count;
+}
+
+function send(kind, text) {
+  const size = text.length * 3 <= SCRATCH_BYTES - HEAD_BYTES ? text.length * 3 : byteLength(text);
+  const bytes = HEAD_BYTES + size <= SCRATCH_BYTES ? scratch : allocUnsafeSlow(HEAD_BYTES + size);
+  const end = HEAD_BYTES + utf8Write(bytes, text, HEAD_BYTES, size);
+  writeLength(bytes, end - 4, 0);
+  bytes[4] = charCode(kind, 0);
+  copyBytes(token, bytes, TOKEN_AT);
+  let at = 0;
+  while (at < end) at += writeSync(FD, bytes, at, end - at, null);
+}
+
+function receive(kind) {
+  let bytes = scratch;
+  let end = HEAD_BYTES;
+  let have = 0;
+  while (have < end) {
+    let got = 0;
+    try {
+      got = readSync(FD, bytes, have, bytes.length - have, null);
+    } catch {} // the handler has spoilt the descriptor
+    if (got === 0) exit(0);
+    have += got;
+    if (end === HEAD_BYTES && have >= HEAD_BYTES) {
+      end = 4 + readLength(bytes, 0);
+      if (end < HEAD_BYTES || end > REQUEST_MAX_BYTES) refuse(`a frame of ${end} bytes`);
+      if (end > bytes.length) {
+        bytes = allocUnsafeSlow(end);
+        copyBytes(scratch, bytes, 0, 0, have);
+      }
+    }
+  }
+  if (have > end) refuse('more than was asked for');
+  if (bytes[4] !== charCode(kind, 0)) refuse(`a frame of kind ${bytes[4]}`);
+  if (kind === KINDS.request) copyBytes(bytes, token, 0, TOKEN_AT, HEAD_BYTES);
+  return parse(utf8Slice(bytes, HEAD_BYTES, end));
+}
+
+function refuse(what) {
+  writeSync(2, `the runner got ${what} where it expected a frame of the pool's\n`);
+  exit(1);
+}
+
+module.exports = {
+  LINE_MAX_BYTES,
+  cut,
+  fetchContext,
+  log,
+  plainText,
+  receiveRequest,
+  sayReady,
+  sendProblem,
+  sendResult,
+  waitForEnd,
+};

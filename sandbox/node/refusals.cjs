@@ -1,0 +1,85 @@
+'use strict';
+// What a handler may not do, said clearly at the place where it tries.
+//
+// Owns the messages, not the boundary: that is the process's confinement, which holds for whoever
+// gets around these. Threads, programs and addons that would fail (or be killed) without a word
+// throw an Error with the code NOT_ALLOWED that says what to do instead.
+
+const fs = require('fs');
+const Module = require('module');
+const timers = require('timers');
+const timersPromises = require('timers/promises');
+const path = require('path');
+const workers = require('worker_threads'); // 2 ms, for what no later hook could reach
+
+const { isBuiltin } = Module;
+const { defineProperty } = Object;
+
+function refusal(what, instead) {
+  return function refused() {
+    const error = new Error(`cannot ${what}: handlers may not; ${instead}`);
+    error.code = 'NOT_ALLOWED';
+    Error.captureStackTrace(error, refused);
+    throw error;
+  };
+}
+
+const PROCESS = {
+  exit: ['call process.exit()', 'return a value, or throw an error'],
+  reallyExit: ['call process.reallyExit()', 'return a value, or throw an error'],
+  abort: ['call process.abort()', 'throw an error'],
+  kill: ['send signals', 'there is no other process to signal'],
+  _kill: ['send signals', 'there is no other process to signal'],
+  dlopen: ['load a native addon', 'use a package in JavaScript or WebAssembly'],
+  binding: ['use process.binding()', 'use the public modules of Node'],
+  _linkedBinding: ['use process._linkedBinding()', 'use the public modules of Node'],
+  _debugProcess: ['start a debugger', 'use ctx.log'],
+};
+
+/** Refuse in this process what handlers may not do. */
+function install() {
+  // The bindings below the modules: 0.1 ms, where the modules themselves would take 4.
+  const program = refusal('start a program', 'there is none; do it in JavaScript');
+  process.binding('process_wrap').Process.prototype.spawn = program;
+  process.binding('spawn_sync').spawn = program;
+  process.binding('v8').setFlagsFromString = refusal('change flags of V8', 'there is no other way');
+  process.binding('inspector').open = refusal('start a debugger', 'use ctx.log');
+  for (const [name, [what, instead]] of Object.entries(PROCESS)) {
+    replace(process, name, refusal(what, instead));
+  }
+  const worker = refusal('start a worker thread', 'a handler has one core; use async functions');
+  replace(workers, 'Worker', worker);
+  const interval = refusal('use setInterval()', 'await a setTimeout() in a loop');
+  replace(globalThis, 'setInterval', interval);
+  replace(timers, 'setInterval', interval);
+  replace(timersPromises, 'setInterval', interval);
+  Module.syncBuiltinESMExports();
+  Module._extensions['.node'] = refusal(
+    'load a native addon',
+    'use a package in JavaScript or WebAssembly',
+  );
+}
+
+/** From now on require() finds Node's own modules and what is inside the folder, nothing else. */
+function confineRequire(root) {
+  const inside = fs.realpathSync(root) + path.sep;
+  const resolve = Module._resolveFilename;
+  Module._resolveFilename = function resolveInside(request, parent, isMain, options) {
+    const found = resolve(request, parent, isMain, options);
+    if (!isBuiltin(found) && !found.startsWith(inside)) {
+      const error = new Error(
+        `cannot find module '${request}': ${found} is outside the handler's package; ` +
+          'put it into the package',
+      );
+      error.code = 'MODULE_NOT_FOUND';
+      throw error;
+    }
+    return found;
+  };
+}
+
+function replace(object, name, value) {
+  defineProperty(object, name, { value, configurable: true, enumerable: true, writable: true });
+}
+
+module.exports = { confineRequire, install };

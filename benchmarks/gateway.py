@@ -73,9 +73,9 @@ async def measure(rounds: int, port: int) -> None:
     """Both sides in turns, then the rows."""
     ours, direct = ([], [], []), ([], [], [])
     outside = [sys.executable, "-I", "-S", "-c", f"{_CLIENT}\nprint(main({port}))"]
-    async with process_inside([port], 65534) as (fds, reader, writer, process):
+    async with process_inside([port], 65534) as (fds, parts):
         gateway = Gateway(fds, [port])
-        cell = Cell(gateway, reader, writer, process)
+        cell = Cell(gateway, None, *parts)
         try:
             for _ in range(rounds):
                 visit = Egress(private=LOOPBACK, connections=1024, bytes=1024 * MIB)

@@ -31,7 +31,6 @@ class Tally:
     def __init__(self) -> None:
         self.queries = 0
         self.refusals = 0
-        self.bytes = 0
         self._contacts: dict[tuple[str, str, int], Line] = {}
         self._denials: dict[tuple[str, str], int] = {}
 

@@ -30,10 +30,12 @@ class Table:
     def __init__(self):
         self.names = {}
         self.asked = []
+        self.futures = []
 
     def lookup(self, name):
         self.asked.append(name)
         future = asyncio.get_running_loop().create_future()
+        self.futures.append(future)
         answer = self.names.get(name, Unknown(name))
         if isinstance(answer, list) and answer and isinstance(answer[0], list):
             answer = answer.pop(0) if len(answer) > 1 else answer[0]
@@ -50,9 +52,11 @@ class Table:
 class Cell:
     """The process inside, and its gateway."""
 
-    def __init__(self, gateway, reader, writer, process):
+    def __init__(self, gateway, table, control, reader, writer, process):
         self.gateway = gateway
+        self.table = table
         self.process = process
+        self._control = control
         self._reader = reader
         self._writer = writer
 
@@ -63,6 +67,15 @@ class Cell:
         line = await self._reader.readline()
         assert line, "the process inside died"
         answer = json.loads(line)
+        return answer["result"] if "result" in answer else answer["error"]
+
+    def run_while_the_loop_stands(self, code, *args):
+        """The same, while the gateway can look at nothing."""
+        request = {"code": textwrap.dedent(code), "args": args}
+        self._control.setblocking(True)
+        self._control.sendall(json.dumps(request).encode() + b"\n")
+        answer = json.loads(self._control.recv(1 << 16))
+        self._control.setblocking(False)
         return answer["result"] if "result" in answer else answer["error"]
 
     async def visit(self, egress, code, *args):
@@ -77,7 +90,7 @@ class Cell:
 
 @contextlib.asynccontextmanager
 async def process_inside(ports, uid):
-    """The sockets that it sent, streams to it, and the process."""
+    """The sockets that it sent; the way to it, streams over that, and the process."""
     ours, theirs = socket.socketpair()
     with theirs:
         process = await asyncio.create_subprocess_exec(
@@ -95,7 +108,7 @@ async def process_inside(ports, uid):
         said, fds, _flags, _address = socket.recv_fds(ours, 1000, 200)
         assert said == b"ready", said
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 24)
-        yield fds, reader, writer, process
+        yield fds, (ours, reader, writer, process)
     finally:
         if ours.fileno() >= 0:
             with contextlib.suppress(NameError, OSError):
@@ -107,14 +120,9 @@ async def process_inside(ports, uid):
         await process.wait()
 
 
-@pytest.fixture
-def table():
-    return Table()
-
-
-@pytest.fixture
-async def server():
-    """Starts `serve(reader, writer)` on a loopback address; returns its port."""
+@contextlib.asynccontextmanager
+async def servers():
+    """See `server`."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(serve, host="127.0.0.1", port=0):
@@ -135,16 +143,36 @@ async def server():
         yield start
 
 
-@pytest.fixture
-async def cell(table):
-    """Starts a process inside with a gateway for these ports."""
+@contextlib.asynccontextmanager
+async def cells(table):
+    """See `cell`."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(*ports, uid=None, resolver=None):
             inside = process_inside(ports, os.getuid() if uid is None else uid)
-            fds, reader, writer, process = await stack.enter_async_context(inside)
+            fds, parts = await stack.enter_async_context(inside)
             gateway = Gateway(fds, ports, table if resolver is None else resolver)
             stack.callback(gateway.close)
-            return Cell(gateway, reader, writer, process)
+            return Cell(gateway, table, *parts)
 
+        yield start
+
+
+@pytest.fixture
+def table():
+    """The names that there are."""
+    return Table()
+
+
+@pytest.fixture
+async def server():
+    """Starts `serve(reader, writer)` on a loopback address; returns its port."""
+    async with servers() as start:
+        yield start
+
+
+@pytest.fixture
+async def cell(table):
+    """Starts a process inside with a gateway for these ports."""
+    async with cells(table) as start:
         yield start

@@ -67,6 +67,8 @@ class Child:
         self.ended = ended
         self.made_at = time.monotonic()
         self.uses = 0
+        self.is_ready = False  # it has said so
+        self.last_peak_bytes = 0
         self.idle_since = self.idle_s = 0.0  # while it is kept for another execution
         # Told, in words, that its package could not be attached; nothing has run then.
         self.on_refused: Callable[[str], None] | None = None
@@ -125,7 +127,9 @@ class Child:
             if self._status < 0:
                 self._status = os.open(f"/proc/{self.host_pid}/status", os.O_RDONLY)
             status = os.pread(self._status, 2048, 0)
-            return int(status.split(b"VmHWM:", 1)[1].split(None, 1)[0]) * 1024
+            peak_kib = int(status.split(b"VmHWM:", 1)[1].split(None, 1)[0])
+            self.last_peak_bytes = peak_kib * 1024
+            return self.last_peak_bytes
         except (OSError, IndexError, ValueError):
             return None
 

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from sandbox import linux
+from sandbox import landlock, linux, nodejs, wire
 from sandbox.egress import namespace
 from sandbox.libraries import library_closure
 
@@ -44,6 +44,10 @@ PACKAGE, TEMP = "/package", "/tmp"  # inside the private root
 _STAGE = "/sys"  # a folder that every Linux has and no interpreter lives in; hidden, not changed
 _READONLY = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID
 _DATA = _READONLY | linux.MOUNT_ATTR_NODEV
+_SHARED = (
+    *("/usr/share/zoneinfo", "/etc/ssl/certs", "/etc/ssl/openssl.cnf", "/usr/lib/ssl"),
+    *("/usr/share/ca-certificates",),
+)
 _INNER_ID = 1  # the handlers' id inside the server's user namespace when it runs as root
 
 
@@ -57,13 +61,13 @@ class Plan:
     cpu: int
     ports: tuple[int, ...] = ()  # the gateway's
     filters: dict[str, bytes] = field(default_factory=dict)  # profile: its seccomp program
-    node: str = ""  # the program, if there is one
+    node_files: list[str] = field(default_factory=list)  # what Node needs; empty: there is none
     rehearsal: str = ""  # a package of ours with warm.py
     missing: dict[str, str] = field(default_factory=dict)
     # What steps of the server leave for steps of the children.
     listeners: list[int] = field(default_factory=list)
     gateway_ns: int = -1
-    ruleset: int = -1
+    rulesets: dict[str, int] = field(default_factory=dict)  # profile: Landlock's
     profile: str = "python"
 
     def has(self, layer: str) -> bool:
@@ -235,11 +239,13 @@ def _build_root(plan: Plan) -> None:
         os.mkdir(_STAGE + path, 0o755)
     _write_file("/etc/passwd", "nobody:x:65534:65534:nobody:/:/\n")
     _write_file("/etc/group", "nogroup:x:65534:\n")
-    _write_file("/etc/hosts", "127.0.0.1 localhost\n")
+    _write_file("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")
+    _write_file("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
+    _write_file("/etc/resolv.conf", f"nameserver {namespace.RESOLVER}\n")
     with open(f"{plan.rehearsal}/warm.py", encoding="utf-8") as file:
         _write_file("/warm.py", file.read())
     plan.rehearsal = ""  # the root itself
-    for path in _runtime_paths():
+    for path in _runtime_paths(plan.node_files):
         _bind(path, _DATA)
     for device in ("/dev/null", "/dev/zero", "/dev/urandom"):
         _bind(device, _READONLY | linux.MOUNT_ATTR_NOEXEC)
@@ -257,15 +263,16 @@ def _build_root(plan: Plan) -> None:
         os.close(root)
 
 
-def _runtime_paths() -> list[str]:
-    """The standard library, the libraries its extension modules need, and the time zones."""
+def _runtime_paths(node_files: list[str]) -> list[str]:
+    """The standard library, the libraries its extension modules need, what Node needs, the time
+    zones, and the certificates that TLS trusts."""
     folders = [os.path.realpath(path) for path in sys.path if os.path.isdir(path)]
     tops = [f for f in folders if not any(f != g and f.startswith(g + "/") for g in folders)]
     modules = [path for folder in folders for path in glob.glob(folder + "/*.so")]
     modules += [path for folder in folders for path in glob.glob(folder + "/lib-dynload/*.so")]
     paths = list(dict.fromkeys(tops)) + library_closure(dict.fromkeys(modules))
-    if os.path.isdir("/usr/share/zoneinfo"):
-        paths.append("/usr/share/zoneinfo")
+    paths += [path for path in node_files if path not in paths]
+    paths += [path for path in _SHARED if os.path.exists(path)]
     return paths
 
 
@@ -300,7 +307,23 @@ def _write_file(path: str, text: str) -> None:
         os.close(descriptor)
 
 
-ROOT_STEPS: tuple[Step, ...] = (Step("private-root", "build a root of its own", _build_root),)
+def _write_rules(plan: Plan) -> None:
+    """One set for each profile, made once: a child only enforces it. Files of the private root
+    and nothing else; what may be written there is the mounts' to say."""
+    for profile in plan.filters or wire.PROFILES:
+        program: list[str | int] = []
+        if profile.startswith("node"):
+            if not plan.node_files:
+                continue
+            program = [nodejs.PROGRAM_FD, *plan.node_files]
+        ruleset = landlock.prepare(("/",), ("/",), program, allow_tcp="network" in profile)
+        plan.rulesets[profile] = _out_of_the_way(ruleset)
+
+
+ROOT_STEPS: tuple[Step, ...] = (
+    Step("private-root", "build a root of its own", _build_root),
+    Step("landlock", "write Landlock's rules", _write_rules),
+)
 
 # --- steps of each child ---------------------------------------------------------------------
 
@@ -329,6 +352,10 @@ def _bound_descriptors(_plan: Plan) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 
 
+def _rules(plan: Plan) -> int:
+    return plan.rulesets[plan.profile]
+
+
 CHILD_STEPS: tuple[Step, ...] = (
     Step("proc", "mount a /proc of its own process only", _own_proc),
     Step("ipc-namespace", "leave other executions' queues", _unshare(linux.CLONE_NEWIPC)),
@@ -340,5 +367,6 @@ CHILD_STEPS: tuple[Step, ...] = (
     Step("capabilities", "forbid tracing", lambda _plan: linux.set_dumpable(0)),
     Step("pid-namespace", "die with the server", lambda _plan: linux.parent_death_signal(9)),
     Step("no-new-privs", "rule out new privileges", lambda _plan: linux.no_new_privs()),
+    Step("landlock", "open nothing else", lambda plan: landlock.enforce(_rules(plan))),
     Step("seccomp", "install the filter", lambda plan: linux.seccomp(plan.filters[plan.profile])),
 )

@@ -30,12 +30,13 @@ __all__ = [
 TRIAL = str(Path(__file__).resolve().parent / "trial")
 # These mean nothing without the first.
 _NEEDS = {
-    "private-root": "mount-namespace",
-    "proc": "pid-namespace",
-    "capabilities": "user-namespace",  # after setuid only a new one allows to empty the sets
-    "landlock": "no-new-privs",  # landlock_restrict_self(2)
-    "seccomp": "no-new-privs",  # seccomp(2): or privileges that a child has not
-    "network": "network-namespace",
+    "private-root": ("mount-namespace",),
+    "proc": ("pid-namespace",),
+    "capabilities": ("user-namespace",),  # after setuid only a new one allows to empty the sets
+    # landlock_restrict_self(2); and its rules are about the files of the private root.
+    "landlock": ("no-new-privs", "private-root"),
+    "seccomp": ("no-new-privs",),  # seccomp(2): or privileges that a child has not
+    "network": ("network-namespace",),
 }
 _NAMESPACES = ("user", "pid", "mnt", "ipc", "uts", "net", "cgroup")
 
@@ -44,15 +45,14 @@ def wanted(settings: PoolSettings) -> tuple[frozenset[str], dict[str, str]]:
     """The layers to set up, and why the others are not."""
     names = frozenset(ALL_LAYERS) - settings.without
     problems = dict.fromkeys(settings.without, "left out by the settings")
-    problems["landlock"] = "not built yet"
-    names -= {"landlock"}
     if not settings.ports and "network" in names:
         problems["network"] = "no ports are configured for it"
         names -= {"network"}
-    for layer, needed in _NEEDS.items():
-        if needed not in names and layer in names:
-            problems[layer] = f"it needs the layer {needed}"
-            names -= {layer}
+    for layer, needs in _NEEDS.items():
+        for needed in needs:
+            if needed not in names and layer in names:
+                problems[layer] = f"it needs the layer {needed}"
+                names -= {layer}
     return names, problems
 
 

@@ -32,6 +32,7 @@ __all__ = ["LOG_LINE_MAX_BYTES", "TRACEBACK_MAX_BYTES", "Runner"]
 
 LOG_LINE_MAX_BYTES = 16 * 1024  # a longer line is cut into several
 TRACEBACK_MAX_BYTES = 16 * 1024
+_TRACEBACK_FRAMES_MAX = 100  # the last ones: formatting a million takes seconds
 _REQUEST_MAX_BYTES = 256 * 1024 * 1024  # the pool is trusted; this catches a broken length
 _BALLAST_BYTES = 1024 * 1024  # given back when memory is short, so that it can be said
 _GO_FD = 0
@@ -142,8 +143,8 @@ class Runner:
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
-            except (ValueError, OSError):
-                pass  # the handler closed it
+            except Exception:
+                pass  # the handler closed it, or put something else there
         for lines in self._raw:
             lines.finish()
         try:
@@ -338,7 +339,8 @@ def _describe(exc: BaseException) -> dict[str, Any]:
     try:
         text = f"{type(exc).__name__}: {exc}"
         # The first frame is ours.
-        trace = "".join(traceback.format_exception(type(exc), exc, _without_ours(exc)))
+        limit = -_TRACEBACK_FRAMES_MAX
+        trace = "".join(traceback.format_exception(type(exc), exc, _without_ours(exc), limit=limit))
     except BaseException:
         text, trace = type(exc).__name__, ""
     return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -201,11 +202,8 @@ class Session:
         self._finish(ending, message)
 
     def _on_frame(self, frame: wire.Frame) -> None:
-        if frame.kind == wire.READY and frame.token == bytes(wire.TOKEN_BYTES):
-            return
-        if frame.kind == wire.UNCONFINED and self._child.uses <= 1:
-            failure = ServerFailed(*wire.unconfined(frame.payload))
-            self._done.set_exception(failure)
+        if not self._child.is_ready:
+            self._on_first_frame(frame)
             return
         if frame.token != self._token:
             raise wire.ProtocolError("a frame without this execution's token")
@@ -226,9 +224,20 @@ class Session:
             said = {"memory": Ending.MEMORY, "output": Ending.OUTPUT, "protocol": Ending.PROTOCOL}
             if not isinstance(problem, dict) or problem.get("ending") not in said:
                 raise wire.ProtocolError("an unknown problem")
-            self._finish(said[problem["ending"]], str(problem.get("message", ""))[:2000])
+            message = str(problem.get("message", ""))[:2000]
+            shown = re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", message)  # one line, no escapes
+            self._finish(said[problem["ending"]], shown)
         else:
             raise wire.ProtocolError(f"a frame of kind {frame.kind!r}")
+
+    def _on_first_frame(self, frame: wire.Frame) -> None:
+        """Before anything of the handler's: the child is ready, or why it is not confined."""
+        if frame.kind == wire.READY:
+            self._child.is_ready = True
+        elif frame.kind == wire.UNCONFINED:
+            self._done.set_exception(ServerFailed(*wire.unconfined(frame.payload)))
+        else:
+            raise wire.ProtocolError("a frame before it was ready")
 
     def _write(self) -> None:
         try:

@@ -106,14 +106,18 @@ class Slot:
         return self._gateway
 
     def limit(self, call: Call) -> None:
-        """Bound the slot's control group for this call."""
-        if self.group is not None:
-            kept = sum(child.peak_memory_bytes() or 0 for child in self._kept.values())
+        """Bound the slot's control group for this call; raises ServerFailed."""
+        if self.group is None:
+            return
+        kept = sum(child.last_peak_bytes for child in self._kept.values())
+        try:
             self.group.limit(
                 memory_bytes=call.limits.memory_bytes + _GROUP_SLACK_BYTES + kept,
                 tasks=call.limits.threads + _GROUP_SLACK_TASKS,
                 cpu_share=call.limits.cpu_share,
             )
+        except OSError as exc:
+            raise ServerFailed("cgroup", f"cannot bound the group: {exc.strerror}") from exc
 
     # --- kept processes ----------------------------------------------------------------------
 

@@ -88,11 +88,11 @@ def main(control_fd: int) -> None:
         cpu=start["cpu"],
         ports=tuple(start["ports"]),
         filters={name: bytes.fromhex(text) for name, text in start["filters"].items()},
-        node=start["node"],
         rehearsal=start["warm"],
     )
-    if plan.node:
-        nodejs.open_program(plan.node)
+    if program := start["node"]:
+        nodejs.open_program(program)
+        plan.node_files = nodejs.needed_files(program)
     try:
         host_view, own_view = _confine_server(plan, control)
     except confine.LayerFailed as exc:
@@ -257,6 +257,7 @@ class _Server:
         if child.node:  # V8 reserves address space by the gigabyte
             space = (resource.RLIMIT_DATA, nodejs.data_limit(memory))
             threads += nodejs.THREADS
+            files = min(files, nodejs.OPEN_FILES_MAX)
         else:
             space = (resource.RLIMIT_AS, self._bare_size + memory)
         for kind, value in (

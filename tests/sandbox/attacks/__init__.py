@@ -48,6 +48,4 @@ ATTACKS: tuple[Attack, ...] = (
 FATAL: tuple[Attack, ...] = (*FATAL_CALLS, *FATAL_CODE)
 
 # What gets through today, and should not: whoever repairs one takes its name away here.
-GETS_THROUGH = frozenset(
-    {"problem-of-many-lines", "ready-again", "ready-for-ever", "unconfined-after-the-request"}
-)
+GETS_THROUGH = frozenset[str]()

@@ -37,6 +37,8 @@ const exit = process.reallyExit.bind(process);
 const scratch = allocUnsafeSlow(SCRATCH_BYTES);
 const token = Buffer.alloc(8);
 let logLeft = 0;
+let read = readSync;
+let write = writeSync;
 
 /** Wait for a request; the process ends if the pool goes away instead. */
 function receiveRequest() {
@@ -51,10 +53,24 @@ function fetchContext() {
   return receive(KINDS.context);
 }
 
-/** Let a function send what it likes to nobody, with a request and a context of ours. */
-function rehearse(request, context) {
+/** Read these frames (kind and value of each) instead of the pool's, and send nobody anything. */
+function rehearse(frames) {
+  const texts = frames.map(([kind, value]) => [KINDS[kind], stringify(value)]);
   write = (_fd, _bytes, _at, size) => size;
-  rehearsal = { request, context };
+  read = (_fd, bytes) => {
+    const [kind, text] = texts.shift();
+    const size = utf8Write(bytes, text, HEAD_BYTES);
+    writeLength(bytes, HEAD_BYTES + size - 4, 0);
+    bytes[4] = charCode(kind, 0);
+    return HEAD_BYTES + size;
+  };
+}
+
+/** From now on it is the pool. */
+function endRehearsal() {
+  read = readSync;
+  write = writeSync;
+  token.fill(0);
 }
 
 /** Say that everything is loaded and a request can come. */
@@ -89,7 +105,7 @@ function log(stream, level, message, fields) {
 /** Return once the pool closes the channel; it usually kills before. */
 function waitForEnd() {
   try {
-    readSync(FD, scratch, 0, 1, null);
+    read(FD, scratch, 0, 1, null);
   } finally {
     exit(0);
   }
@@ -140,7 +156,7 @@ function send(kind, text) {
   bytes[4] = charCode(kind, 0);
   copyBytes(token, bytes, TOKEN_AT);
   let at = 0;
-  while (at < end) at += writeSync(FD, bytes, at, end - at, null);
+  while (at < end) at += write(FD, bytes, at, end - at, null);
 }
 
 function receive(kind) {
@@ -150,7 +166,7 @@ function receive(kind) {
   while (have < end) {
     let got = 0;
     try {
-      got = readSync(FD, bytes, have, bytes.length - have, null);
+      got = read(FD, bytes, have, bytes.length - have, null);
     } catch {} // the handler has spoilt the descriptor
     if (got === 0) exit(0);
     have += got;
@@ -177,10 +193,12 @@ function refuse(what) {
 module.exports = {
   LINE_MAX_BYTES,
   cut,
+  endRehearsal,
   fetchContext,
   log,
   plainText,
   receiveRequest,
+  rehearse,
   sayReady,
   sendProblem,
   sendResult,

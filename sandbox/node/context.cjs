@@ -23,7 +23,8 @@ class Answer {
 
   /** The answer in a value, or undefined if it is none. */
   static in(value) {
-    return typeof value === 'object' && value !== null && #value in value ? value.#value : undefined;
+    const is = typeof value === 'object' && value !== null && #value in value;
+    return is ? value.#value : undefined;
   }
 }
 

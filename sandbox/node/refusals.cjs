@@ -5,15 +5,16 @@
 // gets around these. Threads, programs and addons that would fail (or be killed) without a word
 // throw an Error with the code NOT_ALLOWED that says what to do instead.
 
-const fs = require('fs');
+const { realpathSync } = require('fs');
 const Module = require('module');
 const timers = require('timers');
 const timersPromises = require('timers/promises');
 const path = require('path');
 const workers = require('worker_threads'); // 2 ms, for what no later hook could reach
 
-const { isBuiltin } = Module;
+const { isBuiltin, _resolveFilename: resolve } = Module;
 const { defineProperty } = Object;
+const startsWith = Function.prototype.call.bind(String.prototype.startsWith);
 
 function refusal(what, instead) {
   return function refused() {
@@ -60,22 +61,23 @@ function install() {
   );
 }
 
+let inside = ''; // the folder, with a slash at its end
+
 /** From now on require() finds Node's own modules and what is inside the folder, nothing else. */
 function confineRequire(root) {
-  const inside = fs.realpathSync(root) + path.sep;
-  const resolve = Module._resolveFilename;
-  Module._resolveFilename = function resolveInside(request, parent, isMain, options) {
-    const found = resolve(request, parent, isMain, options);
-    if (!isBuiltin(found) && !found.startsWith(inside)) {
-      const error = new Error(
-        `cannot find module '${request}': ${found} is outside the handler's package; ` +
-          'put it into the package',
-      );
-      error.code = 'MODULE_NOT_FOUND';
-      throw error;
-    }
-    return found;
-  };
+  inside = realpathSync(root) + path.sep;
+  Module._resolveFilename = resolveInside;
+}
+
+function resolveInside(request, ...rest) {
+  const found = resolve(request, ...rest);
+  if (isBuiltin(found) || startsWith(found, inside)) return found;
+  const error = new Error(
+    `cannot find module '${request}': ${found} is outside the handler's package; ` +
+      'put it into the package',
+  );
+  error.code = 'MODULE_NOT_FOUND';
+  throw error;
 }
 
 function replace(object, name, value) {

@@ -41,6 +41,7 @@ const Promise_ = Promise;
 
 let handler;
 let isPrepared = false;
+let next; // what follows an execution in a process that serves again
 let execution = null; // the one that runs
 
 class Execution {
@@ -113,14 +114,16 @@ class Execution {
       return this.end('protocol', `the handler's result is not JSON: ${why}`);
     }
     const size = byteLength(text);
-    const limit = this.request.output_bytes;
-    if (size > limit) return this.end('output', `the result has ${size} bytes, ${limit} are allowed`);
+    const { output_bytes: limit } = this.request;
+    if (size > limit) {
+      return this.end('output', `the result has ${size} bytes, ${limit} are allowed`);
+    }
     execution = null;
     output.finish();
     channel.sendResult(text);
     if (!this.request.reuse) return channel.waitForEnd();
     timers.clear();
-    later(serve);
+    later(next);
   }
 
   /** There is no result, and this process is not used again. */
@@ -134,19 +137,50 @@ class Execution {
 
 function serve() {
   const request = channel.receiveRequest();
-  if (handler === undefined) prepare(request);
+  if (!isPrepared) prepare(request);
   execution = new Execution(request);
   execution.run();
 }
 
 /** Wait until the package is there, and make the process look like its own program. */
 function prepare({ root, entrypoint, reuse }) {
-  if (isPrepared) return;
   isPrepared = true;
   if (readSync(GO_FD, Buffer.alloc(1)) === 0) exit(0);
   process.argv = [process.argv0, `${root}/${entrypoint.slice(0, entrypoint.lastIndexOf(':'))}`];
   refusals.confineRequire(root);
   if (reuse) timers.track();
+}
+
+/** Run a handler of ours in this very process, before there is anybody else's. */
+function rehearse(afterwards) {
+  const request = {
+    root: __dirname,
+    entrypoint: 'warm.cjs:handle',
+    input: [1, 2.5, 'three', null, { four: true }],
+    has_input: true,
+    config: {},
+    secrets: { name: 'value' },
+    attempt: 0,
+    output_bytes: 10000,
+    log_bytes: 10000,
+    reuse: true,
+  };
+  channel.rehearse([['request', request], ['context', { share: 0.5 }]]);
+  refusals.confineRequire(__dirname);
+  next = afterwards;
+  isPrepared = true;
+  serve();
+}
+
+/** The rehearsal is over: wait for the first request. */
+function start() {
+  channel.endRehearsal();
+  handler = undefined;
+  isPrepared = false;
+  next = serve;
+  hide();
+  channel.sayReady();
+  serve();
 }
 
 function isOutOfMemory(error) {
@@ -200,6 +234,4 @@ process.on('beforeExit', () => {
   later(() => {}); // so that this is asked again
   execution?.fail(new Error(NEVER));
 });
-hide();
-channel.sayReady();
-serve();
+rehearse(start);

@@ -36,6 +36,7 @@ STEP_LIMITS_MAX = 64
 TRACEBACK_CHARS_MAX, TRACEBACK_LINES_MAX = 16 * 1024, 500
 # A fork server that is lost three times while one task runs is lost because of that task.
 TRIES_MAX = 3
+TASKS_PER_SLOT = 2
 
 
 @dataclass(slots=True)
@@ -79,7 +80,8 @@ class Stateless:
 
     @property
     def slots(self) -> int:
-        return self._pool.slots
+        """More than the pool's: while one step's result is committed, the next one runs."""
+        return self._pool.slots * TASKS_PER_SLOT
 
     async def run(self, task: Task, on_logs: OnLogs) -> Finished:
         """Run a task in a sandboxed process."""

@@ -1,6 +1,6 @@
-"""The whole battery in a process of its own: prints the outcome of each attack as JSON.
+"""The whole battery in a process of its own, with two pools' whole lives.
 
-For the run as another user. It starts one pool and closes it.
+Prints as JSON the outcome of each attack, and what there is more of after the pools were closed.
 """
 
 from __future__ import annotations
@@ -17,37 +17,64 @@ from attacks import (
     HAUNTINGS,
     NEIGHBOURS,
     STRANGERS,
+    Attack,
+    Haunting,
     run_attack,
     run_haunting,
     with_victim,
 )
+from attacks.inventory import difference, inventory
 from sandbox import Pool, PoolSettings
+
+_PATIENCE_S = 5.0
 
 
 async def _main() -> dict[str, object]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
-        pool = Pool(PoolSettings(slots=2))
-        await pool.start()
-        try:
-            layers = {layer.name: layer.available for layer in pool.layers() if layer.required}
-            outcomes = {a.name: await run_attack(pool, folder, a) for a in ATTACKS + FATAL}
-            async with with_victim(pool, folder):
-                outcomes |= {a.name: await run_attack(pool, folder, a) for a in NEIGHBOURS}
-        finally:
-            await pool.close()
-        outcomes |= await _hauntings(folder)
-    return {"layers": layers, "outcomes": outcomes}
+        await _life(folder / "warm", ATTACKS[:1], HAUNTINGS[:1])
+        before = inventory(folder)
+        layers, outcomes = await _life(folder / "all", ATTACKS + FATAL, HAUNTINGS)
+        left = await _left(folder, before)
+    return {"layers": layers, "outcomes": outcomes, "left": left}
 
 
-async def _hauntings(folder: Path) -> dict[str, dict[str, object]]:
+async def _left(folder: Path, before: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """What is still there after a while: the last processes die by themselves."""
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            while difference(before, inventory(folder)):  # noqa: ASYNC110  no event to await
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        pass
+    return difference(before, inventory(folder))
+
+
+async def _life(
+    folder: Path, attacks: tuple[Attack, ...], hauntings: tuple[Haunting, ...]
+) -> tuple[dict[str, bool], dict[str, dict[str, object]]]:
+    """The whole life of a pool, and of a second one."""
+    folder.mkdir()
+    pool = Pool(PoolSettings(slots=2))
+    await pool.start()
+    try:
+        layers = {layer.name: layer.available for layer in pool.layers() if layer.required}
+        outcomes = {a.name: await run_attack(pool, folder, a) for a in attacks}
+        async with with_victim(pool, folder):
+            outcomes |= {a.name: await run_attack(pool, folder, a) for a in NEIGHBOURS}
+    finally:
+        await pool.close()
+    return layers, outcomes | await _hauntings(folder, hauntings)
+
+
+async def _hauntings(folder: Path, hauntings: tuple[Haunting, ...]) -> dict[str, dict[str, object]]:
     pool = Pool(PoolSettings(slots=1))
     await pool.start()
     try:
         return {
             f"{one.name} {stranger}": await run_haunting(pool, folder, one, changes)
-            for one in HAUNTINGS
+            for one in hauntings
             for stranger, changes in STRANGERS.items()
         }
     finally:

@@ -178,8 +178,10 @@ async def with_victim(pool: Pool, folder: Path) -> AsyncIterator[None]:
     package = write_package(folder / "victim", _VICTIM)
     async with asyncio.TaskGroup() as group:
         task = group.create_task(pool.run(Call(package, input=inside, policy=policy), on_log))
-        async with asyncio.timeout(10):
-            await ready.wait()
+        task.add_done_callback(lambda _task: ready.set())
+        await ready.wait()
+        if task.done():
+            raise AssertionError(f"the victim did not live: {task.result()}")
         try:
             yield
         finally:

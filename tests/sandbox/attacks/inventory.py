@@ -1,0 +1,85 @@
+"""What there is on a host at one moment, as far as a sandbox could have left it there.
+
+Owns the list of places to look: processes, namespaces, descriptors, mounts, sockets, temporary
+files, System V objects. Meant for a process in PID, mount, network and IPC namespaces of its own,
+where nobody else makes any. It only reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+__all__ = ["difference", "inventory"]
+
+_TEMP = ("/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue")
+_TABLES = ("net/unix", "net/tcp", "net/tcp6", "net/udp", "net/udp6", "net/raw", "net/packet")
+_SYSTEM_V = ("sysvipc/shm", "sysvipc/msg", "sysvipc/sem")
+
+
+def inventory(ignore: Path) -> dict[str, dict[str, int]]:
+    """For each kind of thing the names of what there is, and how many of each; `ignore` is a
+    folder that the caller fills."""
+    return {
+        "processes": Counter(_processes()),
+        "namespaces": Counter(_namespaces()),
+        "descriptors": Counter(_descriptors()),
+        "mounts": Counter(Path("/proc/self/mountinfo").read_text().splitlines()),
+        "sockets": Counter(line for table in _TABLES for line in _lines(table)),
+        "system V": Counter(line for table in _SYSTEM_V for line in _lines(table)),
+        "files": Counter(_files(ignore)),
+    }
+
+
+def difference(
+    before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]
+) -> dict[str, dict[str, int]]:
+    """What there is more of afterwards."""
+    more = {kind: Counter(after[kind]) - Counter(before[kind]) for kind in after}
+    return {kind: dict(names) for kind, names in more.items() if names}
+
+
+def _processes() -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            state = path.with_name("stat").read_text().rpartition(")")[2].split()[0]
+            found.append(f"{path.parts[2]} {path.read_text().strip()} {state}")
+    return found
+
+
+def _namespaces() -> set[str]:
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/task/*/ns/*"):
+        with contextlib.suppress(OSError):
+            found.add(os.readlink(path))
+    return found
+
+
+def _descriptors() -> list[str]:
+    """By kind: the numbers of sockets and pipes differ each time."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one that listed them
+            found.append(re.sub(r"\d+", "N", os.readlink(f"/proc/self/fd/{name}")))
+    return found
+
+
+def _lines(table: str) -> list[str]:
+    """Without the first column, an address or number that differs each time, and the inode."""
+    with contextlib.suppress(OSError):
+        rows = Path(f"/proc/{table}").read_text().splitlines()[1:]
+        return [table + " " + " ".join(row.split()[1:6]) for row in rows]
+    return []
+
+
+def _files(ignore: Path) -> list[str]:
+    found = []
+    for top in _TEMP:
+        for folder, names, files in os.walk(top):
+            names[:] = [name for name in names if Path(folder, name) != ignore]
+            found += [f"{folder}/{name}" for name in names + files]
+    return found

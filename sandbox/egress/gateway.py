@@ -26,12 +26,12 @@ from sandbox.model import Egress, Traffic
 
 __all__ = ["Gateway", "Visit"]
 
-_ACCEPTS_AT_ONCE, _QUERIES_AT_ONCE = 16, 16
+_QUERIES_AT_ONCE = 16
 # What the kernel may hold for us when a visit opens; more would be a process still alive.
 _STALE_MAX = 4096
-# A handler that goes on after so many refusals is served in batches this far apart, so that the
+# A handler that goes on after so many refusals is served one by one, this far apart, so that the
 # loop belongs to the others.
-_REFUSALS_MAX, _PAUSE_S = 1000, 0.05
+_REFUSALS_MAX, _PAUSE_S = 1000, 0.01
 # Queries beyond the cap are answered REFUSED so many times; then nobody listens any more.
 _QUERIES_BEYOND_MAX = 64
 _LOOKUPS_MAX = 32  # at a time
@@ -64,7 +64,9 @@ class Gateway:
                 one.close()
             raise ValueError("cannot open a gateway: these are not the sockets of a namespace")
         self._questions = questions[0]
-        self._listen()
+        self._is_deaf = False
+        self._on_rested()
+        self._hear()
 
     def open(self, egress: Egress) -> Visit:
         """Begin an execution. ValueError for a target that is none, RuntimeError while another
@@ -75,8 +77,9 @@ class Gateway:
         self._drop_stale()
         if self._pause is not None:
             self._pause.cancel()
-            self._pause = None
-        self._listen()
+            self._on_rested()
+        if self._is_deaf:
+            self._hear()
         self._visit = Visit(self, egress, rules)
         return self._visit
 
@@ -95,11 +98,6 @@ class Gateway:
 
     # --- inside ------------------------------------------------------------------------------
 
-    def _listen(self) -> None:
-        for one in self._listeners:
-            self._loop.add_reader(one.fileno(), self._on_connection, one)
-        self._loop.add_reader(self._questions.fileno(), self._on_question)
-
     def _drop_stale(self) -> None:
         """What a process of an earlier execution began, and nobody has looked at yet."""
         for listener in self._listeners:
@@ -115,19 +113,19 @@ class Gateway:
                 break
 
     def _on_connection(self, listener: socket.socket) -> None:
+        """One at a turn of the loop, which comes back at once while there are more."""
         visit = self._visit
-        for _ in range(_ACCEPTS_AT_ONCE):
-            try:
-                client = listener.accept()[0]
-            except (BlockingIOError, ConnectionAbortedError):
-                break
-            except OSError:  # no descriptors left: they come back, or the handler's time is over
-                self._rest()
-                return
-            if visit is None:
-                reset(client)
-            else:
-                visit.connect(client)
+        try:
+            client = listener.accept()[0]
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:  # no descriptors left: they come back, or the handler's time is over
+            self._rest()
+            return
+        if visit is None:
+            reset(client)
+        else:
+            visit.connect(client)
         if visit is None or visit.tally.refusals > _REFUSALS_MAX:
             self._rest()
 
@@ -148,8 +146,13 @@ class Gateway:
             if received is None:
                 return
             if self._visit is not None and not self._visit.ask(*received):
+                self._is_deaf = True
                 self._loop.remove_reader(self._questions.fileno())
                 return
+
+    def _hear(self) -> None:
+        self._is_deaf = False
+        self._loop.add_reader(self._questions.fileno(), self._on_question)
 
     def _received(self) -> tuple[bytes, tuple[str, int]] | None:
         try:
@@ -294,11 +297,13 @@ class Visit:
         lookup.add_done_callback(functools.partial(self._on_found, question.name))
 
     def _on_found(self, name: str, lookup: asyncio.Future[list[str]]) -> None:
-        if lookup.cancelled() or self._closed:
+        if lookup.cancelled():
+            return
+        failure = lookup.exception()
+        if self._closed:
             return
         del self._lookups[name]
         waiting = self._asking.pop(name)
-        failure = lookup.exception()
         given: list[str] = []
         if failure is None:
             given = [one for one in lookup.result() if self._may_have(name, one)]

@@ -1,40 +1,63 @@
 """Our driver for a bench of durable-execution peers: line-JSON ops on stdin, replies on stdout.
 
-Five built-in steps a workflow through a real daemon, which is a child of this process so that its
-CPU, memory and bytes are counted. Needs the bench's `driverlib` on the path (its README says how).
-Built-in steps run no code of ours, so the cases that count effects in a ledger do not apply.
+Five steps a workflow through a real daemon, a child of this process so that its CPU, memory
+and bytes are counted. FLOWMONKEY_STEPS says which: "builtin" (the default), or a handler in the
+sandbox with all its layers, "fresh" (a new process for every step) or "reuse" (kept processes).
+Needs the bench's `driverlib` on the path (its README says how). The steps have no effects outside,
+so the cases that count effects in a ledger do not apply.
 """
 
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 sys.path.insert(0, os.environ.get("BENCH_LIB", os.getcwd()))
 from driverlib import STEPS, Driver, serve, wait_until
 
 PYTHON = os.environ.get("FLOWMONKEY_PYTHON", sys.executable)
+KIND = os.environ.get("FLOWMONKEY_STEPS", "builtin")
+MANIFEST = {"handler": {"type": "bench/add", "version": "1.0.0", "runtime": "python"}}
+HANDLER = "def handle(input, ctx):\n    return input + 1\n"
+CONFIG = '[handlers."bench/add"]\npolicy = "reuse"\nreuseUses = 100000\n'
+
+
+def step(number):
+    following = f"s{number + 1}" if number + 1 < STEPS else None
+    if KIND == "builtin":
+        condition = {"path": "v", "op": "gte", "value": 0, "target": following}
+        config = {"conditions": [condition], "default": None}
+        return {"id": f"s{number}", "type": "conditional", "config": config}
+    return {
+        "id": f"s{number}",
+        "type": "bench/add",
+        "input": {"type": "key", "key": "v"},
+        "outputKey": "v",
+        "transitions": {"onSuccess": following},
+    }
+
+
 FLOW = {
     "id": "five",
     "version": "1.0.0",
     "initialStepId": "s0",
-    "steps": {
-        f"s{n}": {
-            "id": f"s{n}",
-            "type": "conditional",
-            "config": {
-                "conditions": [{"path": "v", "op": "gte", "value": 0, "target": target}],
-                "default": None,
-            },
-        }
-        for n, target in ((n, f"s{n + 1}" if n + 1 < STEPS else None) for n in range(STEPS))
-    },
+    "steps": {f"s{n}": step(n) for n in range(STEPS)},
 }
+
+
+def package():
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr("handler.json", json.dumps(MANIFEST))
+        archive.writestr("handler.py", HANDLER)
+    return data.getvalue()
 
 
 class Connection(http.client.HTTPConnection):
@@ -47,8 +70,9 @@ class Connection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
     def call(self, method, path, body=None):
-        data = None if body is None else json.dumps(body)
-        self.request(method, path, data, {"content-type": "application/json"} if data else {})
+        kind = "application/zip" if isinstance(body, bytes) else "application/json"
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body)
+        self.request(method, path, data, {"content-type": kind} if data else {})
         answer = self.getresponse()
         shown = json.loads(answer.read())
         assert answer.status < 400, shown
@@ -59,6 +83,9 @@ class Ours(Driver):
     def start(self, workdir, resume):
         path = str(Path(workdir) / "fm.sock")
         flags = ["--data-dir", f"{workdir}/data", "--socket", path, "--set", "log.level=warning"]
+        if KIND == "reuse":
+            Path(workdir, "fm.toml").write_text(CONFIG)
+            flags += ["--config", f"{workdir}/fm.toml"]
         self.daemon = subprocess.Popen([PYTHON, "-m", "flowmonkeyd", *flags])
 
         def is_up():
@@ -73,8 +100,10 @@ class Ours(Driver):
             "version": is_up()["version"],
             "where": "daemon over a Unix socket",
             "durability": "WAL, synchronous=FULL",
-            "tuning": "batches of 1000; built-in steps",
+            "tuning": f"batches of 1000; steps: {KIND}",
         }
+        if KIND != "builtin":
+            self.api.call("PUT", "/v1/handlers", package())
         self.api.call("PUT", "/v1/flows", FLOW)
 
     def burst(self, n):

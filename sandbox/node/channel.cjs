@@ -182,7 +182,11 @@ function receive(kind) {
   if (have > end) refuse('more than was asked for');
   if (bytes[4] !== charCode(kind, 0)) refuse(`a frame of kind ${bytes[4]}`);
   if (kind === KINDS.request) copyBytes(bytes, token, 0, TOKEN_AT, HEAD_BYTES);
-  return parse(utf8Slice(bytes, HEAD_BYTES, end));
+  try {
+    return parse(utf8Slice(bytes, HEAD_BYTES, end));
+  } catch {
+    return refuse('no JSON');
+  }
 }
 
 function refuse(what) {

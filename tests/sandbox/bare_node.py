@@ -33,14 +33,16 @@ class Answer(NamedTuple):
     @property
     def error(self) -> dict[str, Any]:
         """The error of a failure."""
-        assert self.result is not None and self.result["outcome"] == "failure", self
+        assert self.result is not None, self
+        assert self.result["outcome"] == "failure", self
         error: dict[str, Any] = self.result["error"]
         return error
 
     @property
     def output(self) -> Any:
         """The output of a success."""
-        assert self.result is not None and self.result["outcome"] == "success", self
+        assert self.result is not None, self
+        assert self.result["outcome"] == "success", self
         return self.result["output"]
 
     @property
@@ -127,7 +129,8 @@ class BareNode:
                 assert line.keys() == {"stream", "level", "message", "fields"}
                 logs.append(line)
             elif frame.kind == wire.CONTEXT:
-                assert context is not None and frame.payload == b""
+                assert context is not None
+                assert frame.payload == b""
                 self.send(wire.frame(wire.CONTEXT, token, wire.encode(context)))
                 context = None
             elif frame.kind == wire.RESULT:

@@ -7,6 +7,7 @@ import os
 import pytest
 import pytest_asyncio
 from attacks import write_package
+from bare_node import BareNode, request
 
 from sandbox import Pool, PoolSettings
 
@@ -27,3 +28,23 @@ async def pool():
 def package(tmp_path):
     """`package(code)`: the path of a handler package with that code."""
     return lambda code: write_package(tmp_path / "package", code)
+
+
+@pytest.fixture
+def node():
+    """A Node with our shim, ready; for one execution, or for several with `reuse`."""
+    with BareNode() as started:
+        started.wait_ready()
+        yield started
+
+
+@pytest.fixture
+def run(node, tmp_path):
+    """`run(code, …)`: an execution of `exports.handle = …`, or of whole files by their names."""
+
+    def once(code="", files=None, context=None, **asked):
+        files = files or {"handler.js": f"exports.handle = {code}"}
+        folder = write_package(tmp_path / "package", "", files)
+        return node.run(request(folder, **asked), context)
+
+    return once

@@ -113,7 +113,8 @@ class SandboxNetwork(_Section):
 
 
 class SandboxSection(_Section):
-    # Steps that run at a time; 0 is one for each processor.
+    # Steps that run at a time; 0 is four for each processor. Those beyond one for each are started
+    # when steps wait (for the network, say), and ended when they are idle.
     slots: Annotated[_Int, Field(ge=0, le=256)] = 0
     # Confined processes kept waiting for each fork server, and as many of Node.
     spares: Annotated[_Int, Field(ge=0, le=64)] = 2

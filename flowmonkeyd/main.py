@@ -44,6 +44,8 @@ __all__ = ["Daemon", "main"]
 log = logging.getLogger("flowmonkeyd")
 
 EXIT_FAILED = 1
+# Most handlers wait for somebody (HTTP) more than they compute.
+SLOTS_PER_CPU = 4
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h
 
 
@@ -193,7 +195,7 @@ def _execution_limits(settings: Settings) -> Limits:
 def _pool_settings(settings: Settings) -> PoolSettings:
     sandbox = settings.sandbox
     return PoolSettings(
-        slots=sandbox.slots or os.cpu_count() or 1,
+        slots=sandbox.slots or SLOTS_PER_CPU * (os.cpu_count() or 1),
         spares=sandbox.spares,
         spares_node=sandbox.nodeSpares,
         idle_ms=sandbox.idleMs,

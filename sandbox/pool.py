@@ -39,6 +39,7 @@ __all__ = ["Pool"]
 
 _TRIES = 3  # beside the spares, each of which may have died while it waited; nothing has run then
 _TRIM_EVERY_S = 5.0
+_GROW_AFTER_S = 0.02
 
 
 class Pool:
@@ -48,6 +49,8 @@ class Pool:
         self.settings = settings or PoolSettings()
         self._slots: list[Slot] = []
         self._free: list[Slot] = []
+        self._dormant: list[Slot] = []  # free too, and without a fork server
+        self._growth: asyncio.TimerHandle | None = None
         self._waiting: collections.deque[tuple[Call, asyncio.Future[Slot]]] = collections.deque()
         self._layers: dict[str, Layer] = {}
         self._missing: list[Layer] = []
@@ -123,7 +126,8 @@ class Pool:
             slot.launch()
         self._layers = await self._try_layers(wanted, problems)
         self._missing = [layer for layer in self._layers.values() if not layer.available]
-        self._free = self._slots[::-1]
+        self._free = self._slots[: self._floor][::-1]
+        self._dormant = self._slots[self._floor :][::-1]
         self._idle.set()
         self._trim = loop.call_later(_TRIM_EVERY_S, self._on_trim)
         self._started = True
@@ -146,15 +150,16 @@ class Pool:
     async def close(self) -> None:
         """Kill everything and wait until it is gone."""
         self._started = False
-        if self._trim is not None:
-            self._trim.cancel()
+        for timer in (self._trim, self._growth):
+            if timer is not None:
+                timer.cancel()
         for child in self._children:
             child.kill()
         for slot in self._slots:
             slot.close()
         await self._empty.wait()  # every running call has its reply
-        self._slots.clear()
-        self._free.clear()
+        for slots in (self._slots, self._free, self._dormant):
+            slots.clear()
         for _call, future in self._waiting:
             if not future.done():
                 future.set_exception(ServerFailed("", "the pool is closed"))
@@ -180,7 +185,7 @@ class Pool:
                 spares[str(profile)] += server.spares(profile)
         return {
             "slots": self.slots,
-            "busy": len(self._slots) - len(self._free),
+            "busy": len(self._slots) - len(self._free) - len(self._dormant),
             "waiting": len(self._waiting),
             "servers": len(servers),
             "spares": dict(spares),
@@ -218,6 +223,9 @@ class Pool:
         """A free slot, in the order of asking; one that keeps a process for this call if any."""
         if self._free and not self._waiting:
             return self._choose(call)
+        if self._dormant and self._growth is None:
+            loop = asyncio.get_running_loop()
+            self._growth = loop.call_later(_GROW_AFTER_S, self._grow)
         future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
         self._waiting.append((call, future))
         try:
@@ -226,6 +234,15 @@ class Pool:
             if future.done() and not future.cancelled() and future.exception() is None:
                 self._release(future.result())  # it came in the same turn of the loop
             raise
+
+    def _grow(self) -> None:
+        """Somebody has waited for a slot: start another one. Short executions never get here."""
+        self._growth = None
+        if self._waiting and self._dormant:
+            self._release(self._dormant.pop())
+        if self._waiting and self._dormant:
+            loop = asyncio.get_running_loop()
+            self._growth = loop.call_later(_GROW_AFTER_S, self._grow)
 
     def _choose(self, call: Call) -> Slot:
         key, profile = key_of(call), profile_of(call)
@@ -248,7 +265,7 @@ class Pool:
                 return
         slot.idle_since = asyncio.get_running_loop().time()
         self._free.append(slot)
-        if len(self._free) == len(self._slots):
+        if len(self._free) + len(self._dormant) == len(self._slots):
             self._idle.set()
 
     # --- one execution -----------------------------------------------------------------------
@@ -312,7 +329,10 @@ class Pool:
             gateway = slot.gateway()
             if gateway is None:
                 raise ServerFailed("network", "the gateway is not there")
-            visit = gateway.open(call.policy.network)
+            try:
+                visit = gateway.open(call.policy.network)
+            except ValueError as exc:
+                raise ServerFailed("network", str(exc)) from exc
         session = Session(child, call, request, on_log, slot.check)
         kept = False
         traffic = None
@@ -381,8 +401,11 @@ class Pool:
         """Let go of what is idle, and replace fork servers that are old."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for slot in self._slots:
-            slot.trim(now, self._floor <= slot.number, slot in self._free)
+        for slot in list(self._free):
+            slot.trim(now, self._floor <= slot.number)
+            if slot.server is None:
+                self._free.remove(slot)
+                self._dormant.append(slot)
         self._trim = loop.call_later(_TRIM_EVERY_S, self._on_trim)
 
     # --- at start ----------------------------------------------------------------------------

@@ -170,17 +170,15 @@ class Slot:
         """Whether this process is kept here."""
         return child in self._kept.values()
 
-    def trim(self, now: float, is_extra: bool, is_free: bool) -> None:
-        """Let go of what has been idle for long: kept processes, spares, the whole server of an
-        extra slot; and replace a server that has become old."""
+    def trim(self, now: float, is_extra: bool) -> None:
+        """Of a free slot: let go of what has been idle for long (kept processes, spares, the whole
+        server of an extra slot), and replace a server that has become old."""
         for key, child in list(self._kept.items()):
             if now - child.idle_since > child.idle_s or child.ended.done():
                 self._drop(key)
         if self.server is None:
             return
         self.server.trim(now)
-        if not is_free:
-            return
         old = self.server.served > _SERVER_CALLS_MAX
         if old or now - self.server.launched_at > _SERVER_AGE_MAX_S:
             self._stop_server()

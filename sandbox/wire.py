@@ -149,9 +149,7 @@ def encode(value: Any) -> bytes:
     """JSON text of a value; ValueError or TypeError, in words, for what JSON has no text for."""
     _check_plain(value)
     try:
-        return json.dumps(
-            value, ensure_ascii=False, allow_nan=False, separators=(",", ":")
-        ).encode()
+        return _ENCODER.encode(value).encode()
     except UnicodeEncodeError:
         raise ValueError("a text with a lone surrogate has no UTF-8 form") from None
 
@@ -159,7 +157,7 @@ def encode(value: Any) -> bytes:
 def decode(payload: bytes) -> Any:
     """The value of JSON text from a stranger; raises ProtocolError."""
     try:
-        value = json.loads(payload.decode(), parse_constant=_refuse, parse_float=_finite)
+        value = _DECODER.decode(payload.decode())
     except RecursionError:
         raise ProtocolError(f"JSON nested deeper than {DEPTH_MAX}") from None
     except ValueError as exc:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
@@ -184,6 +182,11 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text[:40]} is beyond the range of a number")
     return value
+
+
+# Made once: json.loads and json.dumps make one for each call that has options.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
 
 
 def _depth(payload: bytes) -> int:

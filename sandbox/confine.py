@@ -41,6 +41,9 @@ __all__ = [
 ]
 
 PACKAGE, TEMP = "/package", "/tmp"  # inside the private root
+# A rule of Landlock does not count for what is mounted on its own folder, only for what is below.
+_WRITABLE = "/private"
+_TEMP_MOUNT = _WRITABLE + TEMP
 _STAGE = "/sys"  # a folder that every Linux has and no interpreter lives in; hidden, not changed
 _READONLY = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID
 _DATA = _READONLY | linux.MOUNT_ATTR_NODEV
@@ -130,7 +133,7 @@ def attach(package: memoryview, child_view: int, temp_bytes: int) -> None:
             flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
             # An inode costs about 1 KiB of kernel memory: as many as pages, at most 16 384.
             options = f"size={temp_bytes},nr_inodes={min(temp_bytes // 4096, 16384)},mode=1777"
-            linux.mount("tmpfs", TEMP, "tmpfs", flags, options)
+            linux.mount("tmpfs", _TEMP_MOUNT, "tmpfs", flags, options)
     finally:
         if tree >= 0:
             os.close(tree)
@@ -235,8 +238,9 @@ def _build_root(plan: Plan) -> None:
     """Build the private root and move into it; the host's files are gone from this namespace."""
     linux.unshare(linux.CLONE_NEWNS)
     linux.mount("tmpfs", _STAGE, "tmpfs", linux.MS_NOSUID, "size=256k,nr_inodes=256,mode=755")
-    for path in (PACKAGE, TEMP, "/proc", "/etc", "/dev", "/empty"):
+    for path in (PACKAGE, _WRITABLE, _TEMP_MOUNT, "/proc", "/etc", "/dev", "/empty"):
         os.mkdir(_STAGE + path, 0o755)
+    os.symlink(_TEMP_MOUNT[1:], _STAGE + TEMP)
     _write_file("/etc/passwd", "nobody:x:65534:65534:nobody:/:/\n")
     _write_file("/etc/group", "nogroup:x:65534:\n")
     _write_file("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")
@@ -309,14 +313,16 @@ def _write_file(path: str, text: str) -> None:
 
 def _write_rules(plan: Plan) -> None:
     """One set for each profile, made once: a child only enforces it. Files of the private root
-    and nothing else; what may be written there is the mounts' to say."""
+    can be read, temp and /dev/null written, and Node executed where it is to be."""
     for profile in plan.filters or wire.PROFILES:
         program: list[str | int] = []
         if profile.startswith("node"):
             if not plan.node_files:
                 continue
-            program = [nodejs.PROGRAM_FD, *plan.node_files]
-        ruleset = landlock.prepare(("/",), ("/",), program, allow_tcp="network" in profile)
+            loader = (f for f in plan.node_files if os.path.basename(f).startswith("ld-"))
+            program = [nodejs.PROGRAM_FD, *loader]
+        writable = (_WRITABLE, "/dev/null")
+        ruleset = landlock.prepare(("/",), writable, program, allow_tcp="network" in profile)
         plan.rulesets[profile] = _out_of_the_way(ruleset)
 
 

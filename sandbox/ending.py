@@ -14,13 +14,17 @@ from typing import Any
 from sandbox.model import Ending
 from sandbox.wire import ProtocolError
 
-__all__ = ["Facts", "checked_result", "classify"]
+__all__ = ["NEAR_LIMIT", "Facts", "checked_result", "classify"]
 
 _CODE_MAX = 200
 _TEXT_MAX = 64 * 1024
-# glibc's abort() and a failed allocation in C end so; near the memory limit that is why.
-_ALLOCATION_DEATHS = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)
-_NEAR_LIMIT = 0.9
+# Near the memory limit that is why: abort() ends so (with SIGSEGV or SIGILL where SIGABRT is
+# ignored, as it is by process 1), a failed allocation in C, V8's own check, the kernel's OOM killer.
+_ALLOCATION_DEATHS = (
+    *(signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGTRAP),
+    signal.SIGKILL,
+)
+NEAR_LIMIT = 0.9
 # The limit counts the clock's ticks, rusage the time run. On a busy CPU whoever is there at the
 # tick pays for others who ran between two: 820 ms of rusage have been seen at a limit of 1000.
 _CPU_SPENT = 0.5
@@ -38,6 +42,7 @@ class Facts:
     cpu_limit_ms: int = 0
     peak_memory_bytes: int = 0
     memory_limit_bytes: int = 0
+    near_limit: float = NEAR_LIMIT  # the share of it from which on it is the reason of a death
     wall_limit_ms: int = 0
 
 
@@ -58,7 +63,9 @@ def classify(facts: Facts) -> tuple[Ending, str]:
     spent = facts.cpu_ms >= _CPU_SPENT * facts.cpu_limit_ms > 0
     if number in (signal.SIGKILL, signal.SIGXCPU) and spent:
         return Ending.CPU, f"used more than {facts.cpu_limit_ms} ms of CPU time"
-    near = facts.peak_memory_bytes >= _NEAR_LIMIT * facts.memory_limit_bytes > 0
+    if number == signal.SIGSYS:
+        return Ending.CRASH, "the handler's process made a system call that no handler may make"
+    near = facts.peak_memory_bytes >= facts.near_limit * facts.memory_limit_bytes > 0
     if number in _ALLOCATION_DEATHS and near:
         return Ending.MEMORY, f"used more than {facts.memory_limit_bytes >> 20} MiB of memory"
     try:

@@ -21,7 +21,7 @@ from typing import NoReturn
 from sandbox.libraries import program_closure
 
 __all__ = [
-    "EXTRA_CALLS",
+    "HEAP_SHARE",
     "NODE_MEMORY_MIN_BYTES",
     "OPEN_FILES_MAX",
     "PROGRAM_FD",
@@ -40,16 +40,14 @@ __all__ = [
 ]
 
 VERSION_MIN = 20
-NODE_MEMORY_MIN_BYTES = 64 << 20
+NODE_MEMORY_MIN_BYTES = 16 << 20  # a heap of 12 MiB: three times what an idle Node has in it
+HEAP_SHARE = 0.75  # of the memory limit; the rest is for V8's other spaces and for buffers
 RESIDENT_BYTES = 64 << 20  # of a Node that has started and runs nothing
 THREADS = 16  # V8's, libuv's pool and the one that waits for SIGUSR1
 PROGRAM_FD = 1000  # where the fork server keeps the program open (close-on-exec)
 OPEN_FILES_MAX = PROGRAM_FD  # RLIMIT_NOFILE at most: nothing must get that number again
 _SHIM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "node")
 RUNNER = os.path.join(_SHIM, "runner.cjs")
-
-# System calls that Node makes beyond those of a Python handler, with the reason of each.
-EXTRA_CALLS: dict[str, str] = {}
 
 _AT_EMPTY_PATH = 0x1000
 _FLAGS = (
@@ -128,8 +126,8 @@ def environment() -> dict[str, str]:
 
 
 def heap_mib(memory_bytes: int) -> int:
-    """V8's old space for a memory limit: the rest is for its other spaces and for buffers."""
-    return memory_bytes * 3 // 4 >> 20
+    """V8's old space for a memory limit."""
+    return int(memory_bytes * HEAP_SHARE) >> 20
 
 
 def data_limit(memory_bytes: int) -> int:

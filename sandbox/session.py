@@ -13,9 +13,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from sandbox import wire
+from sandbox import nodejs, wire
 from sandbox.child import Child, Ended
-from sandbox.ending import Facts, checked_result, classify
+from sandbox.ending import NEAR_LIMIT, Facts, checked_result, classify
 from sandbox.forkserver import ServerFailed
 from sandbox.logs import Logs
 from sandbox.model import Call, Ending, OnLog, Reply, Usage
@@ -145,6 +145,7 @@ class Session:
                 cpu_limit_ms=limits.cpu_ms or limits.wall_ms + 1000,
                 peak_memory_bytes=ended.peak_memory_bytes,
                 memory_limit_bytes=limits.memory_bytes,
+                near_limit=nodejs.HEAP_SHARE if self._call.runtime == "node" else NEAR_LIMIT,
                 wall_limit_ms=limits.wall_ms,
             )
         )

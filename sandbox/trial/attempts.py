@@ -43,6 +43,10 @@ def attempt(input: dict[str, Any], ctx: Any) -> dict[str, Any]:
         space != resource.RLIM_INFINITY,
         f"address space {space >> 20} MiB" if space > 0 else "unlimited address space",
     ]
+    found["landlock"] = [
+        not _works(lambda: os.close(os.open("/dev/zero", os.O_WRONLY))),
+        "nothing but temp opens for writing",
+    ]
     found["seccomp"] = [
         not _works(_fork)
         and not _works(lambda: socket.socket(socket.AF_VSOCK))

@@ -14,17 +14,18 @@ from typing import Any
 from sandbox.model import Ending
 from sandbox.wire import ProtocolError
 
-__all__ = ["NEAR_LIMIT", "Facts", "checked_result", "classify"]
+__all__ = ["Facts", "checked_result", "classify"]
 
 _CODE_MAX = 200
 _TEXT_MAX = 64 * 1024
 # Near the memory limit that is why: abort() ends so (with SIGSEGV or SIGILL where SIGABRT is
-# ignored, as it is by process 1), a failed allocation in C, V8's own check, the kernel's OOM killer.
+# ignored, as it is by process 1), so do a failed allocation in C and V8's own checks, and so ends
+# what the kernel kills to have memory.
 _ALLOCATION_DEATHS = (
     *(signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGTRAP),
     signal.SIGKILL,
 )
-NEAR_LIMIT = 0.9
+_NEAR_LIMIT = 0.9
 # The limit counts the clock's ticks, rusage the time run. On a busy CPU whoever is there at the
 # tick pays for others who ran between two: 820 ms of rusage have been seen at a limit of 1000.
 _CPU_SPENT = 0.5
@@ -42,7 +43,7 @@ class Facts:
     cpu_limit_ms: int = 0
     peak_memory_bytes: int = 0
     memory_limit_bytes: int = 0
-    near_limit: float = NEAR_LIMIT  # the share of it from which on it is the reason of a death
+    full_bytes: int = 0  # a peak that is near the limit; 0: nine tenths of it
     wall_limit_ms: int = 0
 
 
@@ -65,7 +66,8 @@ def classify(facts: Facts) -> tuple[Ending, str]:
         return Ending.CPU, f"used more than {facts.cpu_limit_ms} ms of CPU time"
     if number == signal.SIGSYS:
         return Ending.CRASH, "the handler's process made a system call that no handler may make"
-    near = facts.peak_memory_bytes >= facts.near_limit * facts.memory_limit_bytes > 0
+    full = facts.full_bytes or _NEAR_LIMIT * facts.memory_limit_bytes
+    near = facts.peak_memory_bytes >= full > 0
     if number in _ALLOCATION_DEATHS and near:
         return Ending.MEMORY, f"used more than {facts.memory_limit_bytes >> 20} MiB of memory"
     try:

@@ -21,7 +21,6 @@ from typing import NoReturn
 from sandbox.libraries import program_closure
 
 __all__ = [
-    "HEAP_SHARE",
     "NODE_MEMORY_MIN_BYTES",
     "OPEN_FILES_MAX",
     "PROGRAM_FD",
@@ -33,6 +32,7 @@ __all__ = [
     "data_limit",
     "environment",
     "find",
+    "full_bytes",
     "heap_mib",
     "needed_files",
     "open_program",
@@ -41,8 +41,9 @@ __all__ = [
 
 VERSION_MIN = 20
 NODE_MEMORY_MIN_BYTES = 16 << 20  # a heap of 12 MiB: three times what an idle Node has in it
-HEAP_SHARE = 0.75  # of the memory limit; the rest is for V8's other spaces and for buffers
 RESIDENT_BYTES = 64 << 20  # of a Node that has started and runs nothing
+_STARTED_BYTES = 36 << 20  # the least that has been seen of it, 39 MiB, and a bit less
+_HEAP_SHARE = 0.75  # of the memory limit; the rest is for V8's other spaces and for buffers
 THREADS = 16  # V8's, libuv's pool and the one that waits for SIGUSR1
 PROGRAM_FD = 1000  # where the fork server keeps the program open (close-on-exec)
 OPEN_FILES_MAX = PROGRAM_FD  # RLIMIT_NOFILE at most: nothing must get that number again
@@ -127,7 +128,12 @@ def environment() -> dict[str, str]:
 
 def heap_mib(memory_bytes: int) -> int:
     """V8's old space for a memory limit."""
-    return int(memory_bytes * HEAP_SHARE) >> 20
+    return int(memory_bytes * _HEAP_SHARE) >> 20
+
+
+def full_bytes(memory_bytes: int) -> int:
+    """The peak of resident memory from which on V8's heap may have been full for this limit."""
+    return _STARTED_BYTES + int(memory_bytes * _HEAP_SHARE)
 
 
 def data_limit(memory_bytes: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 from sandbox import nodejs, wire
 from sandbox.child import Child, Ended
-from sandbox.ending import NEAR_LIMIT, Facts, checked_result, classify
+from sandbox.ending import Facts, checked_result, classify
 from sandbox.forkserver import ServerFailed
 from sandbox.logs import Logs
 from sandbox.model import Call, Ending, OnLog, Reply, Usage
@@ -47,6 +47,7 @@ class Session:
         self._child = child
         self._check_server = check_server
         self._call = call
+        self._is_node = call.runtime == "node"
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[tuple[Ending, Any]] = self._loop.create_future()
         self._token = os.urandom(wire.TOKEN_BYTES)
@@ -145,7 +146,7 @@ class Session:
                 cpu_limit_ms=limits.cpu_ms or limits.wall_ms + 1000,
                 peak_memory_bytes=ended.peak_memory_bytes,
                 memory_limit_bytes=limits.memory_bytes,
-                near_limit=nodejs.HEAP_SHARE if self._call.runtime == "node" else NEAR_LIMIT,
+                full_bytes=nodejs.full_bytes(limits.memory_bytes) if self._is_node else 0,
                 wall_limit_ms=limits.wall_ms,
             )
         )

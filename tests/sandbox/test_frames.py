@@ -92,6 +92,9 @@ _LIMITS = {"cpu_limit_ms": 1000, "memory_limit_bytes": 100, "wall_limit_ms": 50}
         (Ending.CRASH, Facts(wait_status=_SIGSEGV, peak_memory_bytes=89)),
         (Ending.MEMORY, Facts(wait_status=_SIGSEGV, peak_memory_bytes=90)),
         (Ending.CRASH, Facts(wait_status=34)),
+        (Ending.MEMORY, Facts(wait_status=_SIGKILL, peak_memory_bytes=90)),
+        (Ending.CRASH, Facts(wait_status=_SIGSEGV, peak_memory_bytes=119, full_bytes=120)),
+        (Ending.MEMORY, Facts(wait_status=_SIGSEGV, peak_memory_bytes=120, full_bytes=120)),
         (Ending.UNAVAILABLE, Facts(wait_status=None)),
     ],
 )

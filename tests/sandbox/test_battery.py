@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import dns
 import pyseccomp
 import pytest
 from attacks import GETS_THROUGH
@@ -45,6 +46,7 @@ def project():
         shutil.copytree(Path(sandbox.__file__).parent, folder / "sandbox")
         shutil.copy(pyseccomp.__file__, folder / "pyseccomp.py")
         shutil.copytree(Path(__file__).with_name("attacks"), folder / "attacks")
+        shutil.copytree(Path(dns.__file__).parent, folder / "dns")
         for path in [folder, *folder.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
         yield folder

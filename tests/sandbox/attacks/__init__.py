@@ -17,6 +17,7 @@ from attacks.imports import FATAL_CODE, IMPORTS
 from attacks.kernel import FATAL_CALLS, KERNEL
 from attacks.neighbours import NEIGHBOURS, with_victim
 from attacks.network import NETWORK
+from attacks.online import ONLINE
 from attacks.poison import HAUNTINGS, STRANGERS, Haunting, run_haunting
 from attacks.processes import PROCESSES
 from attacks.programs import PROGRAMS
@@ -42,7 +43,7 @@ __all__ = [
 
 ATTACKS: tuple[Attack, ...] = (
     *FILES, *PROCESSES, *NETWORK, *PROGRAMS, *KERNEL, *RESULTS, *TIMING, *FLOODS, *CRASHES,
-    *IMPORTS,
+    *IMPORTS, *ONLINE,
 )  # fmt: skip
 # A call of 32 bits or of x32 must kill: there is nobody to return an error to.
 FATAL: tuple[Attack, ...] = (*FATAL_CALLS, *FATAL_CODE)

@@ -60,7 +60,9 @@ async def _life(
     await pool.start()
     try:
         layers = {layer.name: layer.available for layer in pool.layers() if layer.required}
-        outcomes = {a.name: await run_attack(pool, folder, a) for a in attacks}
+        online = any(layer.name == "network" and layer.available for layer in pool.layers())
+        tried = [a for a in attacks if online or a.policy.network is None]
+        outcomes = {a.name: await run_attack(pool, folder, a) for a in tried}
         async with with_victim(pool, folder):
             outcomes |= {a.name: await run_attack(pool, folder, a) for a in NEIGHBOURS}
     finally:

@@ -204,6 +204,8 @@ def _open_gateway(plan: Plan) -> None:
     linux.unshare(linux.CLONE_NEWNET)
     plan.listeners = namespace.prepare(plan.ports)
     plan.gateway_ns = _out_of_the_way(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
+    # It outlives executions: what one of them was connected to must not show to the next.
+    _write("/proc/sys/net/ipv4/tcp_max_tw_buckets", "0")
 
 
 def _out_of_the_way(fd: int) -> int:
@@ -251,6 +253,8 @@ def _build_root(plan: Plan) -> None:
     plan.rehearsal = ""  # the root itself
     for path in _runtime_paths(plan.node_files):
         _bind(path, _DATA)
+    if plan.node_files:
+        _bind(nodejs.SHIM, _DATA, nodejs.INSIDE)
     for device in ("/dev/null", "/dev/zero", "/dev/urandom"):
         _bind(device, _READONLY | linux.MOUNT_ATTR_NOEXEC)
     # Process 1's own /proc: below a child's, because the kernel lets a user namespace mount
@@ -280,9 +284,9 @@ def _runtime_paths(node_files: list[str]) -> list[str]:
     return paths
 
 
-def _bind(path: str, attributes: int) -> None:
+def _bind(path: str, attributes: int, inside: str = "") -> None:
     """The same path inside the root, read-only; packages installed on the host stay hidden."""
-    target = _STAGE + path
+    target = _STAGE + (inside or path)
     if os.path.isdir(path):
         os.makedirs(target, exist_ok=True)
     else:

@@ -21,11 +21,12 @@ from typing import NoReturn
 from sandbox.libraries import program_closure
 
 __all__ = [
+    "INSIDE",
     "NODE_MEMORY_MIN_BYTES",
     "OPEN_FILES_MAX",
     "PROGRAM_FD",
     "RESIDENT_BYTES",
-    "RUNNER",
+    "SHIM",
     "THREADS",
     "VERSION_MIN",
     "command",
@@ -47,8 +48,8 @@ _HEAP_SHARE = 0.75  # of the memory limit; the rest is for V8's other spaces and
 THREADS = 16  # V8's, libuv's pool and the one that waits for SIGUSR1
 PROGRAM_FD = 1000  # where the fork server keeps the program open (close-on-exec)
 OPEN_FILES_MAX = PROGRAM_FD  # RLIMIT_NOFILE at most: nothing must get that number again
-_SHIM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "node")
-RUNNER = os.path.join(_SHIM, "runner.cjs")
+SHIM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "node")
+INSIDE = "/runner"  # where the shim is in the private root
 
 _AT_EMPTY_PATH = 0x1000
 _FLAGS = (
@@ -79,11 +80,11 @@ def find(program: str | None) -> str:
 
 
 def needed_files(program: str) -> list[str]:
-    """What of the host the private root must have for it: loader, libraries, our shim's folder.
+    """What of the host the private root must have for it besides our shim: loader, libraries.
 
     The program itself is not among them: it is executed by its descriptor.
     """
-    return [*program_closure(program), _SHIM]
+    return program_closure(program)
 
 
 def open_program(program: str) -> None:
@@ -98,9 +99,10 @@ def open_program(program: str) -> None:
         raise OSError(errno.EBUSY, f"descriptor {PROGRAM_FD} is taken")
 
 
-def start(heap_mib: int) -> NoReturn:
-    """In the confined child: become Node, running the shim (execveat of PROGRAM_FD)."""
-    arguments = [os.fsencode(word) for word in command(heap_mib)]
+def start(heap_mib: int, shim: str) -> NoReturn:
+    """In the confined child: become Node, running the shim in that folder (execveat of
+    PROGRAM_FD)."""
+    arguments = [os.fsencode(word) for word in command(heap_mib, shim)]
     variables = [os.fsencode(f"{name}={value}") for name, value in environment().items()]
     argv = (ctypes.c_char_p * (len(arguments) + 1))(*arguments)
     envp = (ctypes.c_char_p * (len(variables) + 1))(*variables)
@@ -109,9 +111,9 @@ def start(heap_mib: int) -> NoReturn:
     raise OSError(number, f"cannot execute node: {os.strerror(number)}")
 
 
-def command(heap_mib: int) -> list[str]:
+def command(heap_mib: int, shim: str = SHIM) -> list[str]:
     """The command line, the program's own name first."""
-    return ["node", f"--max-old-space-size={heap_mib}", *_FLAGS, RUNNER]
+    return ["node", f"--max-old-space-size={heap_mib}", *_FLAGS, f"{shim}/runner.cjs"]
 
 
 def environment() -> dict[str, str]:

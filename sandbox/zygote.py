@@ -323,7 +323,7 @@ def _child(
             os._exit(1)
         if plan.profile.startswith("node"):
             linux.close_range(_CHANNEL_FD + 1, nodejs.PROGRAM_FD - 1)
-            nodejs.start(heap_mib)
+            nodejs.start(heap_mib, nodejs.INSIDE if plan.has("private-root") else nodejs.SHIM)
         linux.close_range(_CHANNEL_FD + 1)
         os.write(_CHANNEL_FD, _READY)
         random.seed()  # every child was born with the same state

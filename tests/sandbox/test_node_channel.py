@@ -130,7 +130,7 @@ def test_find_says_why_there_is_none(tmp_path):
 
 def test_the_files_it_needs_are_all_there(tmp_path):
     files = nodejs.needed_files(nodejs.find(None))
-    assert files[-1] == os.path.dirname(nodejs.RUNNER)
+    assert all(os.path.isfile(path) for path in files)
     names = [os.path.basename(path) for path in files]
     assert "libc.so.6" in names
     assert len(set(names)) == len(names)

@@ -116,7 +116,6 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-@pytest.mark.xfail(reason="gets through today", strict=True)
 async def test_connections_of_one_are_not_seen_by_the_next(tmp_path):
     """The slot's network outlives an execution; whom it talked to is its tenant's alone."""
     server = await asyncio.start_server(_echo, "127.0.0.1", 0)

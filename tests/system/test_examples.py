@@ -237,3 +237,6 @@ def test_handlers_reach_the_server_they_may_and_nothing_inside(stopped_daemon, p
     assert sum(denial["count"] for denial in look["denials"]) >= 3
     logs = daemon.flowctl("execution", "logs", execution["id"]).stdout
     assert "network: refused 169.254.169.254:80: " in logs
+    context = {"server": server, "quote": execution["context"]["quote"]}
+    converted = run(daemon, "convert", json.dumps(context))["context"]["converted"]  # in JavaScript
+    assert (converted["amount"], converted["currency"]) == (28.11, "CHF")

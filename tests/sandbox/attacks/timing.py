@@ -11,7 +11,7 @@ from sandbox import Ending, Limits, Reply
 
 __all__ = ["TIMING"]
 
-_SOON = Limits(wall_ms=250)
+_SOON = Limits(wall_ms=200)
 _PRELUDE = f"{LIVE_ON}\nimport os, signal, sys, threading, time\nlive_on()\n"
 _PAST = "time.sleep(5)\nreturn 'late'"
 

@@ -7,6 +7,7 @@
 
 const { realpathSync } = require('fs');
 const Module = require('module');
+const os = require('os');
 const timers = require('timers');
 const timersPromises = require('timers/promises');
 const path = require('path');
@@ -54,6 +55,7 @@ function install() {
   replace(globalThis, 'setInterval', interval);
   replace(timers, 'setInterval', interval);
   replace(timersPromises, 'setInterval', interval);
+  os.networkInterfaces = () => ({}); // they are not shown, which libuv takes for a failure
   Module.syncBuiltinESMExports();
   Module._extensions['.node'] = refusal(
     'load a native addon',

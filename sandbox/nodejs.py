@@ -139,9 +139,12 @@ def full_bytes(memory_bytes: int) -> int:
 
 
 def data_limit(memory_bytes: int) -> int:
-    """RLIMIT_DATA for a memory limit: private writable memory (getrlimit(2)), which V8 takes
-    more of than it uses. RLIMIT_AS would count the gigabytes that it only reserves."""
-    return memory_bytes * 3 // 2 + (128 << 20)
+    """RLIMIT_DATA for a memory limit: private writable memory (getrlimit(2)).
+
+    Besides its old space Node has had up to 104 MiB of it: stacks, the young generation, what it
+    starts with. RLIMIT_AS would count the gigabytes that V8 only reserves.
+    """
+    return memory_bytes + (128 << 20)
 
 
 def _candidates() -> Iterator[str]:

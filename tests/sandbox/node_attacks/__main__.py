@@ -1,4 +1,5 @@
-"""The whole battery for Node in a process of its own: prints the outcome of each as JSON."""
+"""The whole battery for Node in a process of its own: as JSON the outcome of each attack, and what
+there is more of after the pool was closed."""
 
 from __future__ import annotations
 
@@ -8,22 +9,40 @@ import sys
 import tempfile
 from pathlib import Path
 
+from attacks.inventory import difference, inventory
+
 from node_attacks import NODE_ATTACKS, run_node_attack
 from sandbox import Pool, PoolSettings
+
+_PATIENCE_S = 5.0
 
 
 async def _main() -> dict[str, object]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
-        pool = Pool(PoolSettings(slots=1))
-        await pool.start()
+        await _life(folder, 1)
+        before = inventory(folder)
+        layers, outcomes = await _life(folder, len(NODE_ATTACKS))
         try:
-            layers = {layer.name: layer.available for layer in pool.layers() if layer.required}
-            outcomes = {a.name: await run_node_attack(pool, folder, a) for a in NODE_ATTACKS}
-        finally:
-            await pool.close()
-    return {"layers": layers, "outcomes": outcomes}
+            async with asyncio.timeout(_PATIENCE_S):  # the last processes die by themselves
+                while difference(before, inventory(folder)):  # noqa: ASYNC110  nothing to await
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            pass
+        left = difference(before, inventory(folder))
+    return {"layers": layers, "outcomes": outcomes, "left": left}
+
+
+async def _life(folder: Path, count: int) -> tuple[dict[str, bool], dict[str, object]]:
+    pool = Pool(PoolSettings(slots=1))
+    await pool.start()
+    try:
+        layers = {layer.name: layer.available for layer in pool.layers()}
+        tried = [a for a in NODE_ATTACKS[:count] if layers["network"] or a.policy.network is None]
+        return layers, {a.name: await run_node_attack(pool, folder, a) for a in tried}
+    finally:
+        await pool.close()
 
 
 if __name__ == "__main__":

@@ -333,7 +333,7 @@ class Pool:
                 visit = gateway.open(call.policy.network)
             except ValueError as exc:
                 raise ServerFailed("network", str(exc)) from exc
-        session = Session(child, call, request, on_log, slot.check)
+        session = Session(child, call, request, on_log, slot)
         kept = False
         traffic = None
         try:
@@ -424,7 +424,7 @@ class Pool:
             problems.update(slot.launch().missing)
             self._layers = layers.as_set_up(wanted, problems, required)
             # Asked of a child that is confined: it has answered the first time by then.
-            reply = await Session(child, trial, self._request(trial), None, slot.check).run()
+            reply = await Session(child, trial, self._request(trial), None, slot).run()
             found = layers.seen_from_outside(child.host_pid)
         except ServerFailed as exc:
             self._failed = exc

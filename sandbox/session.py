@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from sandbox import nodejs, wire
 from sandbox.child import Child, Ended
@@ -20,7 +19,7 @@ from sandbox.forkserver import ServerFailed
 from sandbox.logs import Logs
 from sandbox.model import Call, Ending, OnLog, Reply, Usage
 
-__all__ = ["Session"]
+__all__ = ["Place", "Session"]
 
 # Room for more than 128 KiB is mapped and unmapped each time (mallopt(3), M_MMAP_THRESHOLD).
 _READ_MIN_BYTES, _READ_MAX_BYTES = 16 * 1024, 1024 * 1024
@@ -33,6 +32,16 @@ _PIPE_READ_BYTES = 64 * 1024
 _DEATH_PATIENCE_S = 5.0
 
 
+class Place(Protocol):
+    """Where a session takes place: a slot."""
+
+    def check(self) -> None:
+        """See that the fork server answers."""
+
+    def was_oom_killed(self) -> bool:
+        """Whether the kernel has killed for memory since this was asked last."""
+
+
 class Session:
     """Runs one call on one child that has been given its package, or soon will be."""
 
@@ -42,10 +51,10 @@ class Session:
         call: Call,
         request: bytes,
         on_log: OnLog | None,
-        check_server: Callable[[], None],
+        slot: Place,
     ) -> None:
         self._child = child
-        self._check_server = check_server
+        self._slot = slot
         self._call = call
         self._is_node = call.runtime == "node"
         self._loop = asyncio.get_running_loop()
@@ -141,7 +150,7 @@ class Session:
                 cause=None if closed else ending,
                 message="" if closed else value,
                 wait_status=ended.wait_status,
-                over_memory=ended.over_memory,
+                over_memory=ended.over_memory or self._slot.was_oom_killed(),
                 cpu_ms=ended.cpu_ms,
                 cpu_limit_ms=limits.cpu_ms or limits.wall_ms + 1000,
                 peak_memory_bytes=ended.peak_memory_bytes,
@@ -172,7 +181,7 @@ class Session:
         self._read_output()
         self._ticks += 1
         if self._ticks % _TICKS_TO_CHECK == 0:
-            self._check_server()
+            self._slot.check()
         self._tick = self._loop.call_later(min(_TICK_S, left_s), self._on_tick)
 
     # --- the channel -------------------------------------------------------------------------

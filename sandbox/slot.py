@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["Slot", "key_of", "profile_of"]
 
 KEPT_MAX = 8
-# What the group holds besides the handler: the fork server, its spares, kernel memory for all.
+# What the group holds besides the handler and what waits: the fork server, kernel memory for all.
 _GROUP_SLACK_BYTES = 96 * MIB
 _GROUP_SLACK_TASKS = 64
+_SPARE_BYTES = {False: 8 * MIB, True: 64 * MIB}
 _STOP_AFTER_S = 0.05
 # A fork server is replaced after so many executions or seconds: its children share the layout of
 # its memory and its hash seed.
@@ -73,6 +74,7 @@ class Slot:
         self.idle_since = self._loop.time()
         self.server: ForkServer | None = None
         self._closed = False
+        self._oom_kills = 0
 
     @property
     def kept(self) -> int:
@@ -110,6 +112,9 @@ class Slot:
         if self.group is None:
             return
         kept = sum(child.last_peak_bytes for child in self._kept.values())
+        if self.server is not None:
+            for profile in self.server.profiles:
+                kept += self.server.spares(profile) * _SPARE_BYTES[profile.is_node]
         try:
             self.group.limit(
                 memory_bytes=call.limits.memory_bytes + _GROUP_SLACK_BYTES + kept,
@@ -118,6 +123,18 @@ class Slot:
             )
         except OSError as exc:
             raise ServerFailed("cgroup", f"cannot bound the group: {exc.strerror}") from exc
+
+    def was_oom_killed(self) -> bool:
+        """Whether the kernel has killed a process of the group for memory since this was asked
+        last."""
+        if self.group is None:
+            return False
+        before = self._oom_kills
+        try:
+            self._oom_kills = self.group.oom_kills()
+        except OSError:
+            return False
+        return self._oom_kills > before
 
     # --- kept processes ----------------------------------------------------------------------
 

@@ -87,7 +87,9 @@ async def test_what_computations_need_is_there(pool, node_call):
         const key = await promisify(crypto.scrypt)('a', 'b', 16);
         const { privateKey } = crypto.generateKeyPairSync('ec', { namedCurve: 'P-256' });
         return [sum, module.instance.exports.add(1, 2),
-            text === fs.readFileSync(__filename, 'utf8'), key.length, crypto.sign('sha256', Buffer.from('x'), privateKey).length > 60,
+            text === fs.readFileSync(__filename, 'utf8'),
+            key.length,
+            crypto.sign('sha256', Buffer.from('x'), privateKey).length > 60,
             new Date(0).toLocaleString('de', { timeZone: 'Asia/Tokyo' }),
             await require('timers/promises').setTimeout(1, 'later'),
             require('os').networkInterfaces(),

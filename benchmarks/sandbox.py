@@ -85,6 +85,15 @@ async def _until_dead(pool, call):
     return (time.perf_counter() - started) * 1000
 
 
+async def _in_blocks(rounds, pool, call, peer):
+    """In turns of 50: one by one each would find the processor as the other has left it."""
+    ours, bare = [], []
+    for _ in range(max(2, rounds // 10)):
+        bare += [_round_trip(peer) for _ in range(50)]
+        ours += [await _once(pool, call) for _ in range(50)]
+    return ours, bare
+
+
 def _bare(*command):
     started = time.perf_counter()
     subprocess.run(command, env={}, check=True)
@@ -165,10 +174,7 @@ async def kept_python(rounds):
         call = Call(folder, input=_NUMBERS, reuse=_ENDLESS)
         with _echo_process() as peer:
             async with _pool(slots=1, spares=1) as pool:
-                ours, bare = [], []
-                for _ in range(rounds * 5):
-                    bare.append(_round_trip(peer))
-                    ours.append(await _once(pool, call))
+                ours, bare = await _in_blocks(rounds, pool, call, peer)
         _row("kept Python: result", ours[5:], bare, "socket pair", 4)
 
 
@@ -183,14 +189,12 @@ async def node(rounds):
             if program is None or reply.ending is not Ending.RESULT:
                 print(f"Node: not measured: {reply.message or 'no node in PATH'}")
                 return
-            fresh, again, bare, pair = [], [], [], []
+            fresh, bare = [], []
             for _ in range(max(20, rounds // 2)):
                 bare.append(_bare(program, "-e", "0"))
                 await asyncio.sleep(0.1)  # a process is started ahead meanwhile
                 fresh.append(await _once(pool, call))
-            for _ in range(rounds * 5):
-                pair.append(_round_trip(peer))
-                again.append(await _once(pool, kept))
+            again, pair = await _in_blocks(rounds, pool, kept, peer)
         _row("fresh Node, started ahead: result", fresh, bare, "node -e 0", 0.05)
         _row("kept Node: result", again[5:], pair, "socket pair", 5)
 

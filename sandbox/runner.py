@@ -36,7 +36,7 @@ _TRACEBACK_FRAMES_MAX = 100  # the last ones: formatting a million takes seconds
 _REQUEST_MAX_BYTES = 256 * 1024 * 1024  # the pool is trusted; this catches a broken length
 _BALLAST_BYTES = 1024 * 1024  # given back when memory is short, so that it can be said
 _GO_FD = 0
-_REHEARSE_AFTER_MS = 20
+_REHEARSE_AFTER_MS = 8
 _READ_BYTES = 64 * 1024
 _PYC_HEADER_BYTES = 16  # PEP 552
 # The header of a file that the daemon compiled: the magic number and "unchecked hash".

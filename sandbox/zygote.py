@@ -234,22 +234,21 @@ class _Server:
         child = self._children.get(number)
         if child is None:
             return  # it has ended, and that was told
+        attached = child.mounts >= 0 and self._plan.has("private-root")
         try:
-            if child.mounts >= 0 and self._plan.has("private-root"):
-                try:
-                    confine.attach(message[TAKE.size :], child.mounts, temp)
-                finally:
-                    linux.setns(self._host_view, linux.CLONE_NEWNS)
+            if attached:
+                confine.attach(message[TAKE.size :], child.mounts, temp)
             if self._plan.has("rlimits"):
                 self._limit(child, memory, cpu_s, files, threads, temp)
             base = nodejs.RESIDENT_BYTES if child.node else self._bare_resident
             child.memory_max = base + memory
             os.write(child.go, b"!")
-            os.close(child.go)
-            child.go = -1
         except OSError as exc:
             dead = isinstance(exc, ProcessLookupError | BrokenPipeError)
             _tell(self._control, {"refused": number, "reason": exc.strerror, "dead": dead})
+        finally:
+            if attached:
+                linux.setns(self._host_view, linux.CLONE_NEWNS)
 
     def _limit(
         self, child: _Child, memory: int, cpu_s: int, files: int, threads: int, temp: int
@@ -287,9 +286,6 @@ class _Server:
         _, status, usage = os.wait4(child.pid, 0)
         self._poll.unregister(child.pidfd)
         del self._by_fd[child.pidfd], self._children[child.number]
-        for fd in (child.pidfd, child.mounts, child.go):
-            if fd >= 0:
-                os.close(fd)
         cpu_us = round((usage.ru_utime + usage.ru_stime) * 1e6)
         said = ENDED.pack(
             b"E",
@@ -301,6 +297,10 @@ class _Server:
             child.memory_max > 0,
         )
         _send(self._control, said)
+        # Told first: the end of a mount namespace takes a while.
+        for fd in (child.pidfd, child.mounts, child.go):
+            if fd >= 0:
+                os.close(fd)
 
 
 def _child(

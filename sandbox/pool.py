@@ -275,7 +275,7 @@ class Pool:
         child: Child | None = None
         failure = ServerFailed("", "no process lives long enough")
         try:
-            slot.prepare(call)
+            await slot.prepare(call)
             for _ in range(self.settings.spares + _TRIES):
                 child = await self._child(slot, call)
                 try:

@@ -142,16 +142,20 @@ class Slot:
         """Whether a process waits for a call with this key."""
         return key in self._kept
 
-    def prepare(self, call: Call) -> None:
+    async def prepare(self, call: Call) -> None:
         """Nothing of another execution runs, or has the network, while this one does."""
         wanted = key_of(call)
+        leaving = []
         for key, child in list(self._kept.items()):
             if key == wanted:
                 continue
             if call.policy.network is not None and child.profile.name.endswith("+network"):
                 self._drop(key)
+                leaving.append(child.ended)
             else:
                 self._stop(child)
+        if leaving:
+            await asyncio.wait(leaving)
 
     def take_kept(self, key: Hashable) -> Child | None:
         """A process that served this key before and may serve it again."""

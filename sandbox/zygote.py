@@ -16,6 +16,7 @@ it is ready, or why it could not be confined.
 from __future__ import annotations
 
 import _socket
+import contextlib
 import gc
 import importlib
 import json
@@ -210,7 +211,11 @@ class _Server:
             linux.setns(self._own_pids, linux.CLONE_NEWPID)
             linux.unshare(linux.CLONE_NEWPID)
         self._plan.profile = profile
-        pid = linux.fork()
+        try:
+            pid = linux.fork()
+        except OSError as exc:  # a limit of processes or of memory: the pool starts us anew, later
+            _tell(self._control, {"failed": "", "reason": f"cannot {exc.strerror}"})
+            os._exit(1)
         if pid == 0:
             fds = (go_read, out_write, err_write, channel.detach())
             _child(self._plan, self._steps[profile], self._runner, fds, heap_mib)
@@ -280,7 +285,8 @@ class _Server:
                     continue  # it has just ended
                 if resident > child.memory_max:
                     child.over_memory = True
-                    signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
 
     def _ended(self, child: _Child) -> None:
         _, status, usage = os.wait4(child.pid, 0)

@@ -65,6 +65,7 @@ class Plan:
     ports: tuple[int, ...] = ()  # the gateway's
     filters: dict[str, bytes] = field(default_factory=dict)  # profile: its seccomp program
     node_files: list[str] = field(default_factory=list)  # what Node needs; empty: there is none
+    node_bytes: int = 0  # private memory of one that has just started
     rehearsal: str = ""  # a package of ours with warm.py
     missing: dict[str, str] = field(default_factory=dict)
     # What steps of the server leave for steps of the children.

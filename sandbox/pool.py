@@ -117,6 +117,7 @@ class Pool:
                 "cpu": cpus[number % len(cpus)],
                 "ports": list(self.settings.ports),
                 "node": self._node,
+                "node_bytes": nodejs.started_bytes(self._node),
                 "warm": layers.TRIAL,
             }
             group = self._groups.slot(number) if self._groups is not None else None

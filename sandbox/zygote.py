@@ -94,6 +94,7 @@ def main(control_fd: int) -> None:
     if program := start["node"]:
         nodejs.open_program(program)
         plan.node_files = nodejs.needed_files(program)
+        plan.node_bytes = start["node_bytes"]
     try:
         host_view, own_view = _confine_server(plan, control)
     except confine.LayerFailed as exc:
@@ -259,7 +260,7 @@ class _Server:
         self, child: _Child, memory: int, cpu_s: int, files: int, threads: int, temp: int
     ) -> None:
         if child.node:  # V8 reserves address space by the gigabyte
-            space = (resource.RLIMIT_DATA, nodejs.data_limit(memory))
+            space = (resource.RLIMIT_DATA, nodejs.data_limit(memory, self._plan.node_bytes))
             threads += nodejs.THREADS
             files = min(files, nodejs.OPEN_FILES_MAX)
         else:

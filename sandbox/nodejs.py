@@ -52,6 +52,8 @@ OPEN_FILES_MAX = PROGRAM_FD  # RLIMIT_NOFILE at most: nothing must get that numb
 SHIM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "node")
 INSIDE = "/runner"  # where the shim is in the private root
 
+# Debian's Node has some of its own modules there instead of in the program.
+_DEBIAN_MODULES = "/usr/share/nodejs"
 _AT_EMPTY_PATH = 0x1000
 _FLAGS = (
     "--no-warnings",
@@ -86,7 +88,10 @@ def needed_files(program: str) -> list[str]:
 
     The program itself is not among them: it is executed by its descriptor.
     """
-    return program_closure(program)
+    files = program_closure(program)
+    if any("libnode" in path for path in files) and os.path.isdir(_DEBIAN_MODULES):
+        files.append(_DEBIAN_MODULES)
+    return files
 
 
 def open_program(program: str) -> None:
@@ -182,7 +187,8 @@ def _checked(program: str) -> str:
         raise OSError(exc.errno, f"cannot use {path}: {exc.strerror}") from exc
     version = re.match(r"v(\d+)\.\S+((?: \d+){6})", said)
     if version is None or int(version[1]) < VERSION_MIN:
-        reason = f"cannot use {path}: {said.strip()[:40]} is older than Node {VERSION_MIN}"
+        name = said.split(maxsplit=1)[0][:40] if said.strip() else "it"
+        reason = f"cannot use {path}: {name} is older than Node {VERSION_MIN}"
         raise OSError(errno.ENOEXEC, reason)
     _started_bytes[path] = int(version[2].split()[5]) * os.sysconf("SC_PAGESIZE")  # statm, proc(5)
     return path

@@ -39,7 +39,11 @@ __all__ = ["Pool"]
 
 _TRIES = 3  # beside the spares, each of which may have died while it waited; nothing has run then
 _TRIM_EVERY_S = 5.0
-_GROW_AFTER_S = 0.02
+# More slots help executions that wait for something; those that compute only get in each other's
+# way. So another slot is started for who waits if executions spent this long without the CPU
+# lately, or if none has ended for a while.
+_GROW_AFTER_S, _NONE_ENDED_S = 0.02, 0.1
+_WAITED_MS, _SMOOTHING = 10.0, 0.2
 
 
 class Pool:
@@ -51,6 +55,7 @@ class Pool:
         self._free: list[Slot] = []
         self._dormant: list[Slot] = []  # free too, and without a fork server
         self._growth: asyncio.TimerHandle | None = None
+        self._waited_ms, self._ended_at = 0.0, 0.0
         self._waiting: collections.deque[tuple[Call, asyncio.Future[Slot]]] = collections.deque()
         self._layers: dict[str, Layer] = {}
         self._missing: list[Layer] = []
@@ -237,9 +242,10 @@ class Pool:
             raise
 
     def _grow(self) -> None:
-        """Somebody has waited for a slot: start another one. Short executions never get here."""
+        """Somebody has waited for a slot: start another one, if that helps."""
         self._growth = None
-        if self._waiting and self._dormant:
+        stuck = asyncio.get_running_loop().time() - self._ended_at > _NONE_ENDED_S
+        if self._waiting and self._dormant and (stuck or self._waited_ms > _WAITED_MS):
             self._release(self._dormant.pop())
         if self._waiting and self._dormant:
             loop = asyncio.get_running_loop()
@@ -346,6 +352,9 @@ class Pool:
                 child.kill()
             if visit is not None:
                 traffic = visit.close()
+        self._ended_at = asyncio.get_running_loop().time()
+        waited_ms = reply.usage.wall_ms - reply.usage.cpu_ms
+        self._waited_ms += _SMOOTHING * (waited_ms - self._waited_ms)
         if reply.ending in (Ending.CRASH, Ending.MEMORY, Ending.PROTOCOL):
             self._counts["crashed"] += 1
         return reply if traffic is None else dataclasses.replace(reply, traffic=traffic)

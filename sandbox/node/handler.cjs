@@ -5,7 +5,7 @@
 // runs the package's code, in no other way than Node does.
 
 const { existsSync, readFileSync } = require('fs');
-const { createRequire } = require('module');
+const Module = require('module');
 const path = require('path');
 const { pathToFileURL } = require('url');
 
@@ -18,7 +18,24 @@ function load(root, entrypoint) {
   if (isModule(root, full)) {
     return import(pathToFileURL(full)).then((exports) => pick(exports, name, file));
   }
-  return pick(createRequire(root + path.sep)(full), name, file);
+  return pick(run(full), name, file);
+}
+
+/** As require() would, without its 0.4 ms of looking at what cannot be: links, folders, names. */
+function run(file) {
+  const content = readFileSync(file, 'utf8');
+  const module = new Module(file);
+  module.filename = file;
+  module.paths = Module._nodeModulePaths(path.dirname(file));
+  Module._cache[file] = module;
+  try {
+    module._compile(content.charCodeAt(0) === 0xfeff ? content.slice(1) : content, file);
+  } catch (error) {
+    delete Module._cache[file];
+    throw error;
+  }
+  module.loaded = true;
+  return module.exports;
 }
 
 function pick(exports, name, file) {

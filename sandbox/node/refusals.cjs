@@ -81,7 +81,7 @@ function below(module, change, name, value) {
 
 /** From now on require() finds Node's own modules and what is inside the folder, nothing else. */
 function confineRequire(root) {
-  inside = realpathSync(root) + path.sep;
+  inside = realpathSync.native(root) + path.sep;
   Module._resolveFilename = resolveInside;
 }
 

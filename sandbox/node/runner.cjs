@@ -155,7 +155,7 @@ function prepare({ root, entrypoint, reuse }) {
 function rehearse(afterwards) {
   const request = {
     root: __dirname,
-    entrypoint: 'warm.cjs:handle',
+    entrypoint: 'warm.js:handle',
     input: [1, 2.5, 'three', null, { four: true }],
     has_input: true,
     config: {},

@@ -89,7 +89,7 @@ def test_entrypoints(run, files, entrypoint):
     [
         ({"handler.js": "exports.other = () => 7"}, "cannot find handle in handler.js: a function"),
         ({"handler.js": "exports.handle = 7"}, "cannot find handle in handler.js: a function"),
-        ({"other.js": ""}, "Cannot find module"),
+        ({"other.js": ""}, "ENOENT: no such file or directory, open"),
         ({"handler.js": "syntax error here"}, "SyntaxError"),
         ({"handler.js": "throw new RangeError('at load')"}, "RangeError: at load"),
         ({"handler.js": "await 1", "package.json": '{"type": "module"'}, "JSON"),

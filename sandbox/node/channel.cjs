@@ -78,8 +78,9 @@ function sayReady() {
   send(KINDS.ready, '');
 }
 
-/** Send the one result: JSON text. */
+/** Send the one result: JSON text. What is logged from then on until a request is too late. */
 function sendResult(text) {
+  logLeft = -1;
   send(KINDS.result, text);
 }
 

@@ -47,8 +47,16 @@ let execution = null; // the one that runs
 class Execution {
   constructor(request) {
     this.request = request;
-    const writeLog = (level, message, fields) => channel.log('log', level, message, fields);
-    this.context = new Context(request, writeLog, channel.fetchContext);
+    this.context = new Context(
+      request,
+      (level, message, fields) => {
+        if (this === execution) channel.log('log', level, message, fields);
+      },
+      () => {
+        if (this !== execution) throw new Error('cannot read the context: the execution has ended');
+        return channel.fetchContext();
+      },
+    );
   }
 
   /** Run the handler; it ends in `succeed` or `fail`, now or later. */

@@ -62,6 +62,17 @@ def test_what_answers_late_answers_nobody(run):
     assert run(code, input=2, reuse=True).output == "second"
 
 
+def test_the_ctx_of_an_execution_is_of_no_use_to_the_next(run):
+    code = """(first, ctx) => {
+        if (first) { exports.old = ctx; setImmediate(() => console.log('between')); return }
+        exports.old.log.info('late');
+        try { return exports.old.context } catch (error) { return error.message } }"""
+    assert run(code, input=True, reuse=True).lines == []
+    answer = run(code, input=False, reuse=True)
+    assert answer.output == "cannot read the context: the execution has ended"
+    assert answer.lines == []
+
+
 def test_it_waits_to_be_killed_after_its_result_and_ends_with_the_channel(run, node):
     run("() => 1")
     node.close_channel()

@@ -144,9 +144,11 @@ async def test_what_a_commit_leased_for_a_draining_dispatcher_goes_back(running)
 
 
 async def test_a_step_is_leased_in_the_commit_that_made_it_ready(running):
+    await running.submit()  # what the start of it all committed is over then
+    await running.until(lambda: len(running.executor.started) == 1)
     commits = running.store.commits
     await running.submit()
-    await running.until(lambda: running.executor.started)
+    await running.until(lambda: len(running.executor.started) == 2)
     assert running.store.commits == commits + 1
 
 

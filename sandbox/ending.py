@@ -118,7 +118,6 @@ def _checked_error(error: Any) -> dict[str, Any]:
 
 def _checked_wait(wait: Any) -> dict[str, Any]:
     _require(isinstance(wait, dict), "a wait must be an object")
-    _require(bool(wait.keys() & {"durationMs", "until", "event"}), "a wait must be for something")
     checks = {
         "durationMs": lambda v: type(v) is int and 0 <= v < 2**53,
         "until": lambda v: (type(v) is int and 0 <= v < 2**53) or _is_text(v, _CODE_MAX),

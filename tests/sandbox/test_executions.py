@@ -394,3 +394,8 @@ async def test_input_that_is_not_json_is_refused_before_anything_runs(pool, pack
         Ending.PROTOCOL,
         True,
     )
+
+
+async def test_a_wait_for_nothing_waits_until_somebody_resumes_it(pool, package):
+    reply = await pool.run(Call(package("def handle(i, c): return c.wait(reason='ask')")))
+    assert (reply.result or {}).get("wait") == {"reason": "ask"}

@@ -111,7 +111,7 @@ def test_ending_follows_from_the_facts(ending, facts):
         {"outcome": "failure"}, {"outcome": "failure", "error": {"code": 1}},
         {"outcome": "failure", "error": {"code": "A", "retryable": "no"}},
         {"outcome": "failure", "error": {"code": "A" * 201}},
-        {"outcome": "wait"}, {"outcome": "wait", "wait": {}},
+        {"outcome": "wait"}, {"outcome": "wait", "wait": []},
         {"outcome": "wait", "wait": {"durationMs": -1}},
         {"outcome": "wait", "wait": {"durationMs": True}},
         {"outcome": "wait", "wait": {"durationMs": 1, "more": 2}},

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-__all__ = ["Child", "Ended", "Profile"]
+__all__ = ["Child", "Ended", "Fitting", "Profile"]
+
+_PAGE = resource.getpagesize()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +40,22 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a child died; `wait_status` None if its server died with it. `taken`: it had been given
-    its package, so a handler may have run."""
+    """How a child died; `wait_status` None if its server died with it."""
 
     wait_status: int | None
     cpu_ms: int = 0
     peak_memory_bytes: int = 0
-    over_memory: bool = False
-    taken: bool = True
+
+
+class Fitting(NamedTuple):
+    """What a child is given before a call: its package and its limits."""
+
+    package: str
+    memory_bytes: int
+    cpu_s: int
+    open_files: int
+    threads: int
+    temp_bytes: int
 
 
 class Child:
@@ -56,30 +68,57 @@ class Child:
         fds: list[int],
         ended: asyncio.Future[Ended],
         on_closed: Callable[[Child], None],
+        bare_bytes: int = 0,
     ) -> None:
+        """`bare_bytes`: resident memory before a handler allocates any; 0: it is not watched."""
         self.number = number
+        self.bare_bytes = bare_bytes
         self.profile = profile
         self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fds[0])
         self.channel.setblocking(False)
         self.stdout, self.stderr, self._pidfd = fds[1:]
         os.set_blocking(self.stdout, False)
         os.set_blocking(self.stderr, False)
+        self._loop = asyncio.get_running_loop()
         self.ended = ended
         self.made_at = time.monotonic()
         self.uses = 0
         self.is_ready = False  # it has said so
+        self.fitting: Fitting | None = None  # what it has been given
+        self.refused = ""  # why it could not be given that
         self.last_peak_bytes = 0
         self.idle_since = self.idle_s = 0.0  # while it is kept for another execution
-        # Told, in words, that its package could not be attached; nothing has run then.
+        # Told why its package could not be attached; nothing has run then.
         self.on_refused: Callable[[str], None] | None = None
         self._on_closed = on_closed
-        self._status = -1
-        self.host_pid = _pid_of(self._pidfd)
+        self._on_data: Callable[[], None] = self._unasked
+        self._is_heard = False
+        self._status = self._statm = -1
+        self._host_pid = 0
 
     @property
-    def is_open(self) -> bool:
-        """Whether `close` has not been called."""
-        return self._pidfd >= 0
+    def host_pid(self) -> int:
+        """Its process id as this process sees it; -1 once it is dead, if nobody asked before."""
+        if not self._host_pid:
+            self._host_pid = _pid_of(self._pidfd)
+        return self._host_pid
+
+    def listen(self, on_data: Callable[[], None]) -> None:
+        """Call this whenever the channel can be read, until `leave`."""
+        self._on_data = on_data
+        if not self._is_heard:
+            self._is_heard = True
+            self._loop.add_reader(self.channel.fileno(), self._readable)
+
+    def leave(self) -> None:
+        """Nobody listens any more: whatever comes now was not asked for, and it is killed."""
+        self._on_data = self._unasked
+
+    def refuse(self, reason: str) -> None:
+        """Its package could not be attached: tell whoever waits, now or later."""
+        self.refused = reason
+        if self.on_refused is not None:
+            self.on_refused(reason)
 
     def kill(self) -> None:
         """Kill it and everything it started; nothing happens if it is dead already."""
@@ -106,8 +145,9 @@ class Child:
         """Kill it and let go of its descriptors."""
         self.kill()
         if self._pidfd >= 0:
+            self._stop_hearing()
             self.channel.close()
-            for fd in (self.stdout, self.stderr, self._pidfd, self._status):
+            for fd in (self.stdout, self.stderr, self._pidfd, self._status, self._statm):
                 if fd >= 0:
                     os.close(fd)
             self._pidfd = -1
@@ -116,6 +156,8 @@ class Child:
 
     def cpu_ns(self) -> int:
         """CPU time so far (clock_getcpuclockid(3)); 0 once it is dead."""
+        if self.host_pid <= 0:
+            return 0
         try:
             return time.clock_gettime_ns(~self.host_pid << 3 | 2)
         except OSError:
@@ -132,6 +174,27 @@ class Child:
             return self.last_peak_bytes
         except (OSError, IndexError, ValueError):
             return None
+
+    def resident_bytes(self) -> int:
+        """Its resident memory (statm of proc(5)); 0 once it is dead."""
+        try:
+            if self._statm < 0:
+                self._statm = os.open(f"/proc/{self.host_pid}/statm", os.O_RDONLY)
+            return int(os.pread(self._statm, 200, 0).split()[1]) * _PAGE
+        except (OSError, IndexError, ValueError):
+            return 0
+
+    def _readable(self) -> None:
+        self._on_data()
+
+    def _unasked(self) -> None:
+        self._stop_hearing()
+        self.kill()
+
+    def _stop_hearing(self) -> None:
+        if self._is_heard:
+            self._is_heard = False
+            self._loop.remove_reader(self.channel.fileno())
 
     def _signal(self, number: int) -> None:
         if self._pidfd >= 0:

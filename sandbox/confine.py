@@ -35,7 +35,8 @@ __all__ = [
     "LayerFailed",
     "Plan",
     "Step",
-    "attach",
+    "pick_up",
+    "put_down",
     "steps_for",
     "take_steps",
 ]
@@ -118,17 +119,21 @@ def take_steps(steps: Iterable[Step], plan: Plan) -> None:
             plan.missing[step.layer] = reason
 
 
-def attach(package: memoryview, child_view: int, temp_bytes: int) -> None:
-    """Put a package (and a temp, unless 0 bytes) into a child's root; raises OSError.
-
-    Called in the server while it looks at the host's files; it ends in the child's mount
-    namespace, from which the caller goes back.
-    """
-    tree = -1
+def pick_up(package: memoryview) -> int:
+    """A detached, read-only mount of a package in this view of the files; raises OSError."""
+    tree = linux.open_tree(package)
     try:
-        tree = linux.open_tree(package)
         linux.mount_setattr(tree, _DATA | linux.MOUNT_ATTR_NOSYMFOLLOW)
-        linux.setns(child_view, linux.CLONE_NEWNS)
+    except OSError:
+        os.close(tree)
+        raise
+    return tree
+
+
+def put_down(tree: int, temp_bytes: int) -> None:
+    """Attach it, and a temp unless that has 0 bytes, to a child's root in this view; closes
+    `tree`; raises OSError."""
+    try:
         linux.move_mount(tree, PACKAGE)
         if temp_bytes:
             flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
@@ -136,8 +141,7 @@ def attach(package: memoryview, child_view: int, temp_bytes: int) -> None:
             options = f"size={temp_bytes},nr_inodes={min(temp_bytes // 4096, 16384)},mode=1777"
             linux.mount("tmpfs", _TEMP_MOUNT, "tmpfs", flags, options)
     finally:
-        if tree >= 0:
-            os.close(tree)
+        os.close(tree)
 
 
 # --- steps of the fork server ---------------------------------------------------------------

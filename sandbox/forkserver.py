@@ -4,6 +4,9 @@ Owns the server's process, its control socket and the confined children that wai
 promises that every child handed out reports its end exactly once, whatever happens to the server,
 and that a server that dies or hangs is replaced, with a growing pause while it keeps failing. It
 never talks to a child. Everything runs in callbacks of one event loop.
+
+Children are made ahead of their calls, and one of them is given its package ahead too, if it is
+clear which: a call of that package then waits for nothing but its process.
 """
 
 from __future__ import annotations
@@ -19,13 +22,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox import wire
-from sandbox.child import Child, Ended, Profile
+from sandbox import nodejs, wire
+from sandbox.child import Child, Ended, Fitting, Profile
 from sandbox.demand import Demand
-from sandbox.model import Limits, PoolSettings
+from sandbox.model import PoolSettings
 from sandbox.wire import ENDED, FORKED, MESSAGE_MAX_BYTES, SPAWN, TAKE
 
 __all__ = ["PYTHON_DEFAULT", "ForkServer", "ServerFailed"]
@@ -57,6 +61,19 @@ class ServerFailed(Exception):
         self.child_died = child_died
 
 
+@dataclass(slots=True)
+class _Spawn:
+    """A child that has been asked for; `caller` waits for it, None: it is a spare."""
+
+    profile: Profile
+    fitting: Fitting | None
+    caller: asyncio.Future[Child] | None = None
+
+    @property
+    def is_wanted(self) -> bool:
+        return self.caller is not None and not self.caller.done()
+
+
 class ForkServer:
     """One fork server and its waiting children. `join` puts its process into a control group;
     `on_listeners` is given the sockets of its gateway each time it has started."""
@@ -83,11 +100,12 @@ class ForkServer:
         self._closed = False
         self._number = 0
         self._failed: ServerFailed | None = None
-        self._spawning: dict[int, Profile] = {}
-        self._ready: dict[Profile, collections.deque[Child]] = {}
-        self._waiting: dict[Profile, collections.deque[asyncio.Future[Child]]] = {}
+        self._spawning: dict[int, _Spawn] = {}
+        self._unsent: collections.deque[_Spawn] = collections.deque()  # there was no server
+        self._ready: dict[Profile, list[Child]] = {}
         self._demands = {Profile(): Demand(settings.spares, settings.spares)}
         self._alive: dict[int, Child] = {}
+        self._bare_bytes = 0
         self.missing: dict[str, str] = {}
         self.launched_at = 0.0
         self.served = 0
@@ -141,24 +159,25 @@ class ForkServer:
             self._send(json.dumps({**self._start, "parent": os.getpid()}).encode())
             self._fill()
 
-    async def child(self, profile: Profile) -> Child:
-        """A child that is confined or about to be, to be given its package; raises
-        ServerFailed."""
+    async def child(self, profile: Profile, fitting: Fitting) -> Child:
+        """A child that is confined and has its package and its limits, or is about to; raises
+        ServerFailed. That they could not be given is told to `child.on_refused`."""
         demand = self._demands.get(profile)
         if demand is None:
             most = self._settings.spares_node if profile.is_node else self._settings.spares
             demand = self._demands[profile] = Demand(0, most)
-        demand.called(self._loop.time())
+        demand.called(self._loop.time(), fitting)
         self.served += 1
-        if ready := self._ready.get(profile):
-            return ready.popleft()
+        if self._refill is None:
+            self._refill = self._loop.call_later(_REFILL_AFTER_S, self._fill)
+        if (child := self._pick(profile, fitting)) is not None:
+            return child
         if self._failed is not None:
             raise self._failed
         future: asyncio.Future[Child] = self._loop.create_future()
-        waiting = self._waiting.setdefault(profile, collections.deque())
-        waiting.append(future)
         try:
-            self._fill()
+            with contextlib.suppress(ServerFailed):  # the next server is asked
+                self._claim(_Spawn(profile, fitting, future))
             await asyncio.wait([future], timeout=self._patience_s)
             if future.cancel():
                 self._stop_process()  # hung: its end is heard as an ordinary death
@@ -168,23 +187,6 @@ class ForkServer:
             if not future.cancel() and future.exception() is None:
                 self._put_back(future.result())  # it came in the same turn of the loop
             raise
-        finally:
-            if future in waiting:
-                waiting.remove(future)
-
-    def take(self, child: Child, package: str, limits: Limits, cpu_s: int, temp: bool) -> None:
-        """Have a child given its package and its limits; raises ServerFailed. That it could not be
-        done is told to `child.on_refused`."""
-        message = TAKE.pack(
-            b"T",
-            child.number,
-            limits.memory_bytes,
-            cpu_s,
-            limits.open_files,
-            limits.threads,
-            limits.temp_bytes if temp else 0,
-        )
-        self._send(message + os.fsencode(package) + b"\0")
 
     def check(self) -> None:
         """See that the server answers: one that hangs would let its executions hang too. It is
@@ -194,21 +196,16 @@ class ForkServer:
             with contextlib.suppress(ServerFailed):
                 self._send(b"P")
 
-    def refill_soon(self) -> None:
-        """Replace the child that was taken, once the execution has had the machine to itself."""
-        if self._refill is None:
-            self._refill = self._loop.call_later(_REFILL_AFTER_S, self._fill)
-
     def trim(self, now: float) -> None:
         """Let go of the spares that demand no longer asks for."""
         for profile, demand in list(self._demands.items()):
-            ready = self._ready.get(profile) or collections.deque()
+            ready = self._ready.get(profile, [])
             for _ in range(len(ready) - demand.spares(now)):
                 ready.pop().close()
-            if demand.is_idle(now) and not ready and not self._waiting.get(profile):
+            if demand.is_idle(now) and not ready:
                 self._ready.pop(profile, None)
-                self._waiting.pop(profile, None)
                 del self._demands[profile]
+        self._fill()
 
     def close(self) -> None:
         """Kill the server and with it all its children; does not wait for their end."""
@@ -220,23 +217,73 @@ class ForkServer:
 
     # --- inside ------------------------------------------------------------------------------
 
+    def _pick(self, profile: Profile, fitting: Fitting) -> Child | None:
+        """Of those that wait, one that has been given this, or one that can be."""
+        ready = self._ready.get(profile, [])
+        for wanted in (fitting, None):
+            for child in ready:
+                if child.fitting == wanted:
+                    if wanted is None:
+                        self._fit(child, fitting)
+                    ready.remove(child)
+                    return child
+        return None
+
+    def _claim(self, wanted: _Spawn) -> None:
+        """Have this child made, or take over one that was to be a spare."""
+        for number, spawn in self._spawning.items():
+            if spawn.profile == wanted.profile and not spawn.is_wanted:
+                if spawn.fitting is None:
+                    self._send(_take(number, wanted.fitting))
+                elif spawn.fitting != wanted.fitting:
+                    continue
+                self._spawning[number] = wanted
+                return
+        self._spawn(wanted)
+
+    def _spawn(self, spawn: _Spawn) -> None:
+        if self._control is None:
+            self._unsent.append(spawn)
+            return
+        self._number += 1
+        self._spawning[self._number] = spawn
+        index = wire.PROFILES.index(spawn.profile.name)
+        message = SPAWN.pack(b"S", self._number, index, spawn.profile.heap_mib)
+        self._send(message + _take(self._number, spawn.fitting))
+
+    def _fit(self, child: Child, fitting: Fitting) -> None:
+        child.fitting = fitting
+        self._send(_take(child.number, fitting))
+
     def _fill(self) -> None:
-        """Have as many children waiting as demand says, and one for each who waits."""
-        self._refill = None
+        """Have as many children made as wait for one, and as demand says."""
+        if self._refill is not None:
+            self._refill.cancel()
+            self._refill = None
         if self._control is None:
             return
         now = self._loop.time()
-        expected = collections.Counter(self._spawning.values())
-        for profile, demand in self._demands.items():
-            target = demand.spares(now) + len(self._waiting.get(profile, ()))
-            for _ in range(target - self.spares(profile) - expected[profile]):
-                self._number += 1
-                self._spawning[self._number] = profile
-                index = wire.PROFILES.index(profile.name)
-                try:
-                    self._send(SPAWN.pack(b"S", self._number, index, profile.heap_mib))
-                except ServerFailed:
-                    return  # its end is heard soon, and the next one is asked again
+        with contextlib.suppress(ServerFailed):  # its end is heard soon; the next one is asked
+            while self._unsent:
+                self._spawn(self._unsent.popleft())
+            for profile, demand in self._demands.items():
+                self._stock(profile, demand.spares(now), demand.expected(now))
+
+    def _stock(self, profile: Profile, wanted: int, expected: Fitting | None) -> None:
+        """Have so many spares, one of them with what is expected: the others take any call."""
+        ready = self._ready.setdefault(profile, [])
+        for child in [child for child in ready if child.fitting not in (None, expected)]:
+            ready.remove(child)
+            child.close()
+        coming = sum(
+            spawn.profile == profile and not spawn.is_wanted for spawn in self._spawning.values()
+        )
+        for _ in range(wanted - len(ready) - coming):
+            self._spawn(_Spawn(profile, None))
+        # The one that has waited longest: it has rehearsed by now.
+        fit = any(child.fitting is not None for child in ready)
+        if expected is not None and wanted > 1 and ready and not fit:
+            self._fit(ready[0], expected)
 
     def _send(self, message: bytes) -> None:
         try:
@@ -263,9 +310,8 @@ class ForkServer:
         elif data[0] == ord("P"):
             self._answered()
         elif data[0] == ord("E"):
-            _, number, status, cpu_us, peak_kib, over, taken = ENDED.unpack(data)
-            ended = Ended(status, cpu_us // 1000, peak_kib * 1024, over, taken)
-            self._on_ended(number, ended)
+            _, number, status, cpu_us, peak_kib = ENDED.unpack(data)
+            self._on_ended(number, Ended(status, cpu_us // 1000, peak_kib * 1024))
         else:
             self._on_words(json.loads(data), fds)
 
@@ -277,36 +323,48 @@ class ForkServer:
     def _on_words(self, message: dict[str, Any], fds: list[int]) -> None:
         if "started" in message:
             self.missing = message["missing"]
+            if "memory-watchdog" in self._start["layers"]:
+                self._bare_bytes = message["resident"]
             self._on_listeners(fds)
         elif "refused" in message:
             child = self._alive.get(message["refused"])
-            if child is not None and child.on_refused is not None and not message["dead"]:
-                child.on_refused(message["reason"])
+            if child is not None and not message["dead"]:
+                self._on_refused(child, message["reason"])
         else:
             self._fail(ServerFailed(message["failed"], message["reason"]))
 
     def _on_forked(self, number: int, fds: list[int]) -> None:
-        profile = self._spawning.pop(number)
+        spawn = self._spawning.pop(number)
         ended: asyncio.Future[Ended] = self._loop.create_future()
-        child = self._alive[number] = Child(number, profile, fds, ended, self._expect_end)
-        self._put_back(child)
+        bare = self._bare_bytes
+        if bare and spawn.profile.is_node:
+            bare = nodejs.RESIDENT_BYTES
+        child = Child(number, spawn.profile, fds, ended, self._expect_end, bare)
+        child.fitting = spawn.fitting
+        self._alive[number] = child
+        if spawn.caller is not None and not spawn.caller.done():
+            spawn.caller.set_result(child)
+        else:
+            self._put_back(child)
 
     def _put_back(self, child: Child) -> None:
-        waiting = self._waiting.get(child.profile)
-        while waiting:
-            future = waiting.popleft()
-            if not future.done():
-                future.set_result(child)
-                return
-        self._ready.setdefault(child.profile, collections.deque()).append(child)
+        self._ready.setdefault(child.profile, []).append(child)
+
+    def _on_refused(self, child: Child, reason: str) -> None:
+        child.refuse(reason)
+        ready = self._ready.get(child.profile, [])
+        if child in ready:
+            ready.remove(child)
+            child.close()
 
     def _on_ended(self, number: int, ended: Ended) -> None:
         child = self._alive.pop(number)
-        if ended.taken:
-            self._failures = 0
         child.ended.set_result(ended)
-        ready = self._ready.get(child.profile)
-        if ready and child in ready:
+        ready = self._ready.get(child.profile, [])
+        if child not in ready:
+            if child.is_ready:
+                self._failures = 0
+        else:
             ready.remove(child)
             was_ready, unconfined = _last_words(child)
             child.close()
@@ -346,6 +404,7 @@ class ForkServer:
         if self._process is not None:
             self._process.wait()  # it was killed: this is the time of a process's exit
             self._process = None
+        self._unsent.extend(spawn for spawn in self._spawning.values() if spawn.is_wanted)
         self._spawning.clear()
         for ready in self._ready.values():
             for child in ready:
@@ -356,11 +415,10 @@ class ForkServer:
             child.ended.set_result(Ended(None))
         self._alive.clear()
         if self._failed or self._closed or self._failures >= _FAILURES_MAX:
-            for waiting in self._waiting.values():
-                while waiting:
-                    future = waiting.popleft()
-                    if not future.done():
-                        future.set_exception(gone)
+            for spawn in self._unsent:
+                if spawn.caller is not None and not spawn.caller.done():
+                    spawn.caller.set_exception(gone)
+            self._unsent.clear()
         if not self._closed and self._relaunch is None:
             pause = min(_PAUSE_FIRST_S * 2**self._failures, _PAUSE_MAX_S)
             self._failures += 1
@@ -375,6 +433,13 @@ class ForkServer:
     def _stop_process(self) -> None:
         if self._process is not None:
             self._process.kill()
+
+
+def _take(number: int, fitting: Fitting | None) -> bytes:
+    if fitting is None:
+        return b""
+    package, *limits = fitting
+    return TAKE.pack(b"T", number, *limits) + os.fsencode(package) + b"\0"
 
 
 def _last_words(child: Child) -> tuple[bool, ServerFailed | None]:

@@ -9,19 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sandbox.model import ALL_LAYERS, Call, Layer, PoolSettings, Reply
-
-if TYPE_CHECKING:
-    from sandbox.cgroup import Groups
 
 __all__ = [
     "TRIAL",
     "as_set_up",
     "judged",
     "not_tried",
-    "open_groups",
     "seen_from_outside",
     "trial",
     "wanted",
@@ -54,13 +49,6 @@ def wanted(settings: PoolSettings) -> tuple[frozenset[str], dict[str, str]]:
                 problems[layer] = f"it needs the layer {needed}"
                 names -= {layer}
     return names, problems
-
-
-def open_groups() -> Groups:
-    """The control groups of this process's children; raises OSError, in words."""
-    from sandbox.cgroup import Groups
-
-    return Groups.open("flowmonkey")
 
 
 def trial() -> Call:

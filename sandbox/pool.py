@@ -13,9 +13,11 @@ import asyncio
 import collections
 import dataclasses
 import os
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, Self
 
 from sandbox import layers, nodejs, seccomp, wire
+from sandbox.cgroup import Groups
 from sandbox.child import Child
 from sandbox.confine import PACKAGE
 from sandbox.forkserver import ServerFailed
@@ -33,7 +35,7 @@ from sandbox.model import (
     Usage,
 )
 from sandbox.session import Session
-from sandbox.slot import Slot, key_of, profile_of
+from sandbox.slot import Slot, fitting_of, key_of, profile_of
 
 __all__ = ["Pool"]
 
@@ -56,7 +58,7 @@ class Pool:
         self._dormant: list[Slot] = []  # free too, and without a fork server
         self._growth: asyncio.TimerHandle | None = None
         self._waited_ms, self._ended_at = 0.0, 0.0
-        self._waiting: collections.deque[tuple[Call, asyncio.Future[Slot]]] = collections.deque()
+        self._waiting: collections.deque[asyncio.Future[Slot]] = collections.deque()
         self._layers: dict[str, Layer] = {}
         self._missing: list[Layer] = []
         self._children: set[Child] = set()
@@ -64,7 +66,7 @@ class Pool:
         self._empty.set()
         self._idle = asyncio.Event()
         self._failed: ServerFailed | None = None
-        self._groups: Any = None
+        self._groups: Groups | None = None
         self._trim: asyncio.TimerHandle | None = None
         self._node = self._node_problem = ""
         self._floor = 0
@@ -87,6 +89,17 @@ class Pool:
         """The path of the Node that runs handlers; empty if there is none."""
         return self._node
 
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.close()
+
     async def start(self) -> None:
         """Start the fork servers and try every layer.
 
@@ -97,7 +110,7 @@ class Pool:
         wanted, problems = layers.wanted(self.settings)
         filters: dict[str, bytes] = {}
         try:
-            self._node = nodejs.find(self.settings.node)
+            self._node = await asyncio.to_thread(nodejs.find, self.settings.node)
         except OSError as exc:
             self._node_problem = str(exc)
         if "seccomp" in wanted:
@@ -108,25 +121,25 @@ class Pool:
                 wanted -= {"seccomp"}
         if "cgroup" in wanted:
             try:
-                self._groups = layers.open_groups()
+                self._groups = Groups.open("flowmonkey")
             except OSError as exc:
                 problems["cgroup"] = str(exc.strerror)
                 wanted -= {"cgroup"}
         cpus = sorted(os.sched_getaffinity(0))
+        start = {
+            "layers": sorted(wanted),
+            "required": sorted(wanted & self.settings.required_layers),
+            "host_uid": self.settings.host_uid if os.getuid() == 0 else 0,
+            "filters": {name: program.hex() for name, program in filters.items()},
+            "ports": list(self.settings.ports),
+            "node": self._node,
+            "node_bytes": nodejs.started_bytes(self._node),
+            "warm": layers.TRIAL,
+        }
         for number in range(self.settings.slots):
-            start = {
-                "layers": sorted(wanted),
-                "required": sorted(wanted & self.settings.required_layers),
-                "host_uid": self.settings.host_uid if os.getuid() == 0 else 0,
-                "filters": {name: program.hex() for name, program in filters.items()},
-                "cpu": cpus[number % len(cpus)],
-                "ports": list(self.settings.ports),
-                "node": self._node,
-                "node_bytes": nodejs.started_bytes(self._node),
-                "warm": layers.TRIAL,
-            }
             group = self._groups.slot(number) if self._groups is not None else None
-            self._slots.append(Slot(number, start, self.settings, group))
+            pinned = {**start, "cpu": cpus[number % len(cpus)]}
+            self._slots.append(Slot(number, pinned, self.settings, group))
         self._floor = min(len(cpus), len(self._slots))
         for slot in self._slots[: self._floor]:  # the others when they are needed
             slot.launch()
@@ -151,7 +164,7 @@ class Pool:
             slot = await self._slot_for(call)
         except ServerFailed as exc:
             return _failure(exc)
-        return await self._run(slot, call, on_log)
+        return await self._run(slot, call, key_of(call), on_log)
 
     async def close(self) -> None:
         """Kill everything and wait until it is gone."""
@@ -166,7 +179,7 @@ class Pool:
         await self._empty.wait()  # every running call has its reply
         for slots in (self._slots, self._free, self._dormant):
             slots.clear()
-        for _call, future in self._waiting:
+        for future in self._waiting:
             if not future.done():
                 future.set_exception(ServerFailed("", "the pool is closed"))
         self._waiting.clear()
@@ -233,7 +246,7 @@ class Pool:
             loop = asyncio.get_running_loop()
             self._growth = loop.call_later(_GROW_AFTER_S, self._grow)
         future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
-        self._waiting.append((call, future))
+        self._waiting.append(future)
         try:
             return await future
         except asyncio.CancelledError:
@@ -266,7 +279,7 @@ class Pool:
 
     def _release(self, slot: Slot) -> None:
         while self._waiting:
-            _call, future = self._waiting.popleft()
+            future = self._waiting.popleft()
             if not future.done():
                 future.set_result(slot)
                 return
@@ -277,16 +290,16 @@ class Pool:
 
     # --- one execution -----------------------------------------------------------------------
 
-    async def _run(self, slot: Slot, call: Call, on_log: OnLog | None) -> Reply:
+    async def _run(self, slot: Slot, call: Call, key: Hashable, on_log: OnLog | None) -> Reply:
         """Run a call in a slot, which is free again once this has come to its end."""
         child: Child | None = None
         failure = ServerFailed("", "no process lives long enough")
         try:
-            await slot.prepare(call)
+            await slot.prepare(call, key)
             for _ in range(self.settings.spares + _TRIES):
-                child = await self._child(slot, call)
+                child = await self._child(slot, call, key)
                 try:
-                    return await self._converse(slot, call, child, on_log)
+                    return await self._converse(slot, call, child, key, on_log)
                 except ServerFailed as exc:
                     if not exc.child_died:
                         raise
@@ -298,9 +311,8 @@ class Pool:
         finally:
             self._let_go(slot, child)
 
-    async def _child(self, slot: Slot, call: Call) -> Child:
+    async def _child(self, slot: Slot, call: Call, key: Hashable) -> Child:
         """A process for this call, kept from one like it or new; raises ServerFailed."""
-        key = key_of(call)
         slot.limit(call)
         if key is not None and (kept := slot.take_kept(key)) is not None:
             self._counts["reused"] += 1
@@ -309,23 +321,16 @@ class Pool:
             kept.uses += 1
             return kept
         server = slot.launch()
-        child = await server.child(profile_of(call))
+        child = await server.child(profile_of(call), fitting_of(call))
         self._children.add(child)
         self._empty.clear()
         child.uses = 1
-        uses = 1 if call.reuse is None else call.reuse.uses
-        cpu_ms = uses * (call.limits.cpu_ms or call.limits.wall_ms + 1000)
-        try:
-            temp = call.policy.filesystem == "temp"
-            server.take(child, call.package_dir, call.limits, -(-cpu_ms // 1000), temp)
-        except BaseException:
-            self._discard(child)
-            raise
-        server.refill_soon()
         self._counts["started"] += 1
         return child
 
-    async def _converse(self, slot: Slot, call: Call, child: Child, on_log: OnLog | None) -> Reply:
+    async def _converse(
+        self, slot: Slot, call: Call, child: Child, key: Hashable, on_log: OnLog | None
+    ) -> Reply:
         """One execution on one child, which afterwards is killed, or kept by the slot."""
         try:
             request = self._request(call)  # while the package is being attached
@@ -346,7 +351,7 @@ class Pool:
         try:
             reply = await session.run()
             if reply.ending is Ending.RESULT and session.is_clean:
-                kept = slot.keep(call, child)
+                kept = slot.keep(call, key, child)
         finally:
             if not kept:
                 child.kill()
@@ -430,7 +435,7 @@ class Pool:
         self._layers = layers.as_set_up(wanted, problems, required)
         child = None
         try:
-            child = await self._child(slot, trial)
+            child = await self._child(slot, trial, None)
             problems.update(slot.launch().missing)
             self._layers = layers.as_set_up(wanted, problems, required)
             # Asked of a child that is confined: it has answered the first time by then.

@@ -8,6 +8,7 @@ the execution, the first result ends reading. It never opens a path and never ou
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 from typing import Any, Protocol
@@ -71,7 +72,10 @@ class Session:
         self._ticks = 0
         self._tick: asyncio.TimerHandle | None = None
         self._channel = child.channel.fileno()
-        self._listening = False
+        self._unread = False  # it died before it had read the request
+        base = child.bare_bytes
+        self._memory_max = base + limits.memory_bytes if base else 0
+        self._over_memory = False
 
     async def run(self) -> Reply:
         """Send the request and come back with how it ended.
@@ -80,12 +84,15 @@ class Session:
         ServerFailed if nothing of the handler has run, and another child may do.
         """
         child, loop = self._child, self._loop
-        self._cpu_before_ns = child.cpu_ns()
-        self._listen()
+        if child.refused:
+            raise _refusal(child.refused)
+        if child.uses > 1:
+            self._cpu_before_ns = child.cpu_ns()
+        self._write()
+        child.listen(self._on_channel)
         child.on_refused = self._refused
         self._tick = loop.call_later(min(_TICK_S, self._left_s()), self._on_tick)
         try:
-            self._write()
             ending, value = await self._done
             wall_ms = round((loop.time() - self._started) * 1000)
             if ending is Ending.RESULT and (usage := self._usage(wall_ms)) is not None:
@@ -98,9 +105,11 @@ class Session:
             raise
         finally:
             child.on_refused = None
+            child.leave()
             if self._tick is not None:
                 self._tick.cancel()
-            self._stop_listening()
+            if self._writing:
+                self._loop.remove_writer(self._channel)
 
     @property
     def is_clean(self) -> bool:
@@ -112,13 +121,11 @@ class Session:
     def _finish(self, ending: Ending, value: Any) -> None:
         if not self._done.done():
             self._done.set_result((ending, value))
-            if self._listening:
-                self._loop.remove_reader(self._channel)
-                self._listening = False
+            self._child.leave()
 
     def _refused(self, reason: str) -> None:
         if not self._done.done():
-            self._done.set_exception(ServerFailed("", f"cannot attach the package: {reason}"))
+            self._done.set_exception(_refusal(reason))
 
     def _usage(self, wall_ms: int) -> Usage | None:
         """What a living process has used, as the kernel counts; None where that cannot be read."""
@@ -138,7 +145,7 @@ class Session:
             logs = self._logs.finished()
             return Reply(Ending.UNAVAILABLE, None, message, logs, Usage(wall_ms))
         closed = ending is Ending.CRASH and value is None
-        if closed and not ended.taken:
+        if closed and self._unread and not self._context_sent:
             raise ServerFailed("", "the process died", child_died=True)
         self._read_output()
         limits = self._call.limits
@@ -150,7 +157,7 @@ class Session:
                 cause=None if closed else ending,
                 message="" if closed else value,
                 wait_status=ended.wait_status,
-                over_memory=ended.over_memory or self._slot.was_oom_killed(),
+                over_memory=self._over_memory or self._slot.was_oom_killed(),
                 cpu_ms=ended.cpu_ms,
                 cpu_limit_ms=limits.cpu_ms or limits.wall_ms + 1000,
                 peak_memory_bytes=ended.peak_memory_bytes,
@@ -178,6 +185,10 @@ class Session:
             if used_ms > cpu_ms:
                 self._finish(Ending.CPU, f"used more than {cpu_ms} ms of CPU time")
                 return
+        if self._memory_max and self._child.resident_bytes() > self._memory_max:
+            self._over_memory = True
+            self._finish(Ending.MEMORY, "")
+            return
         self._read_output()
         self._ticks += 1
         if self._ticks % _TICKS_TO_CHECK == 0:
@@ -192,8 +203,10 @@ class Session:
             data = self._child.channel.recv(wanted)
         except BlockingIOError:
             return
-        except OSError:
+        except OSError as exc:
             data = b""
+            # Its queue was not empty when its end was closed (unix_release_sock in af_unix.c).
+            self._unread = exc.errno == errno.ECONNRESET
         if not data:
             self._finish(Ending.CRASH, None)
             return
@@ -258,6 +271,7 @@ class Session:
             pass
         except OSError:
             self._outgoing.clear()  # it is dead: the reading side hears of it
+            self._unread = True
         if bool(self._outgoing) != self._writing:
             self._writing = not self._writing
             if self._writing:
@@ -273,15 +287,9 @@ class Session:
         self._logs.on_output("stdout", _read(self._child.stdout))
         self._logs.on_output("stderr", _read(self._child.stderr))
 
-    def _listen(self) -> None:
-        self._loop.add_reader(self._channel, self._on_channel)
-        self._listening = True
 
-    def _stop_listening(self) -> None:
-        if self._listening:
-            self._loop.remove_reader(self._channel)
-        if self._writing:
-            self._loop.remove_writer(self._channel)
+def _refusal(reason: str) -> ServerFailed:
+    return ServerFailed("", f"cannot attach the package: {reason}")
 
 
 def _read(fd: int) -> bytes:

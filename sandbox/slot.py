@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
 from sandbox import nodejs
-from sandbox.child import Child, Profile
+from sandbox.child import Child, Fitting, Profile
 from sandbox.forkserver import ForkServer, ServerFailed
 from sandbox.model import MIB, Call, PoolSettings
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sandbox.cgroup import Group
     from sandbox.egress.gateway import Gateway
 
-__all__ = ["Slot", "key_of", "profile_of"]
+__all__ = ["Slot", "fitting_of", "key_of", "profile_of"]
 
 KEPT_MAX = 8
 # What the group holds besides the handler and what waits: the fork server, kernel memory for all.
@@ -45,6 +45,22 @@ def profile_of(call: Call) -> Profile:
 @functools.cache
 def _profile(runtime: str, network: bool, heap_mib: int) -> Profile:
     return Profile(runtime + ("+network" if network else ""), heap_mib)
+
+
+def fitting_of(call: Call) -> Fitting:
+    """What a child is given for a call before the call itself."""
+    limits = call.limits
+    uses = 1 if call.reuse is None else call.reuse.uses
+    cpu_ms = uses * (limits.cpu_ms or limits.wall_ms + 1000)
+    temp = limits.temp_bytes if call.policy.filesystem == "temp" else 0
+    return Fitting(
+        call.package_dir,
+        limits.memory_bytes,
+        -(-cpu_ms // 1000),
+        limits.open_files,
+        limits.threads,
+        temp,
+    )
 
 
 def key_of(call: Call) -> Hashable:
@@ -142,9 +158,8 @@ class Slot:
         """Whether a process waits for a call with this key."""
         return key in self._kept
 
-    async def prepare(self, call: Call) -> None:
+    async def prepare(self, call: Call, wanted: Hashable) -> None:
         """Nothing of another execution runs, or has the network, while this one does."""
-        wanted = key_of(call)
         leaving = []
         for key, child in list(self._kept.items()):
             if key == wanted:
@@ -172,9 +187,9 @@ class Slot:
             return None
         return child
 
-    def keep(self, call: Call, child: Child) -> bool:
+    def keep(self, call: Call, key: Hashable, child: Child) -> bool:
         """Keep a process for another call like this one, unless it has had its time."""
-        key, reuse = key_of(call), call.reuse
+        reuse = call.reuse
         if reuse is None or child.uses >= reuse.uses or key in self._kept:
             return False
         if self._loop.time() - child.made_at > reuse.age_ms / 1000:

@@ -55,8 +55,8 @@ MESSAGE_MAX_BYTES = 64 * 1024
 PROFILES = ("python", "python+network", "node", "node+network")
 SPAWN = struct.Struct("=cIBH")  # b"S", number, index of the profile, heap in MiB (node)
 FORKED = struct.Struct("=cI")  # b"F", number; with channel, stdout, stderr and pidfd
-# b"E", number, wait status, CPU in microseconds, peak in KiB, ended by the memory watch, taken
-ENDED = struct.Struct("=cIiQQ??")
+# b"E", number, wait status, CPU in microseconds, peak in KiB
+ENDED = struct.Struct("=cIiQQ")
 # b"T", number, memory bytes, cpu seconds, open files, threads, temp bytes; the path, a zero byte
 TAKE = struct.Struct("=cIQIIIQ")
 

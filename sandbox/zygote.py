@@ -2,13 +2,14 @@
 
 Started by exec with an empty environment, never forked from the daemon, so nothing of the daemon's
 memory can be in a child. It confines itself (`confine.SERVER_STEPS`), forks children ahead of
-their calls, attaches the package once a call comes, sets the call's limits, watches resident
-memory, reaps and reports. It never reads a request or a result, and dies with its parent.
+their calls, attaches packages, sets limits, reaps and reports. It never reads a request or a
+result, and dies with its parent.
 
 Protocol (SOCK_SEQPACKET, one message each; `wire` has the layouts). From the pool `S` spawn and
-`T` take: fixed binary, so that a package's path is never left in memory that later children
-inherit; `P` ping, answered alike. To the pool `F` forked (with channel, stdout, stderr, pidfd),
-`E` ended, and JSON for what is rare: {"started", "missing"} (with the gateway's sockets),
+`T` take (a spawn may go on with a take): fixed binary, so that a package's path is never left in
+memory that children inherit; `P` ping, answered alike. To the pool `F` forked (with channel,
+stdout, stderr, pidfd), `E` ended, and JSON for what is rare: {"started", "missing", "resident"}
+(what a child has before its handler allocates anything, in bytes; with the gateway's sockets),
 {"failed": layer, "reason"}, {"refused": n, "reason", "dead"}. A child says on its own channel that
 it is ready, or why it could not be confined.
 """
@@ -16,7 +17,6 @@ it is ready, or why it could not be confined.
 from __future__ import annotations
 
 import _socket
-import contextlib
 import gc
 import importlib
 import json
@@ -26,7 +26,6 @@ import resource
 import select
 import signal
 import struct
-import time
 import traceback
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -44,7 +43,6 @@ _PRELOAD = (
     *("itertools", "math", "re", "string", "threading", "time", "typing"),
 )
 _PAGE = resource.getpagesize()
-_WATCH_MS = 100  # resident memory is looked at this often
 _CHANNEL_FD = 3
 _READY = wire.frame(wire.READY, bytes(wire.TOKEN_BYTES), b"")
 _WARM_UPS = 20  # after 8 rounds the interpreter stops rewriting the code it runs
@@ -56,10 +54,8 @@ class _Child:
     pid: int
     pidfd: int
     mounts: int  # its mount namespace, -1 if it has none of its own
-    go: int  # the pipe on which it is told that its package is there, -1 once it was
+    go: int  # the pipe on which it is told that its package is there
     node: bool
-    memory_max: int = 0  # resident bytes; 0 until taken
-    over_memory: bool = False
 
 
 def main(control_fd: int) -> None:
@@ -100,9 +96,6 @@ def main(control_fd: int) -> None:
     except confine.LayerFailed as exc:
         _tell(control, {"failed": exc.layer, "reason": exc.reason})
         os._exit(1)
-    _tell(control, {"started": True, "missing": plan.missing}, plan.listeners)
-    for fd in plan.listeners:
-        os.close(fd)
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -160,25 +153,23 @@ class _Server:
         self._steps = {
             name: confine.steps_for(plan, name) for name in (plan.filters or wire.PROFILES)
         }
-        # What every child has before its handler allocates anything.
-        self._bare_size, self._bare_resident = _size_of("self")
+        self._bare_size, resident = _size_of("self")
+        started = {"started": True, "missing": plan.missing, "resident": resident}
+        _tell(control, started, plan.listeners)
+        for fd in plan.listeners:
+            os.close(fd)
         linux.limit_malloc_arenas(2)
         if host_view >= 0:
             linux.setns(host_view, linux.CLONE_NEWNS)
 
     def serve(self) -> NoReturn:
         control = self._control.fileno()
-        watch_at = 0.0
         while True:
-            taken = any(child.memory_max for child in self._children.values())
-            for fd, _event in self._poll.poll(_WATCH_MS if taken else None):
+            for fd, _event in self._poll.poll():
                 if fd == control:
                     self._command()
                 else:
                     self._ended(self._by_fd[fd])
-            if taken and (now := time.monotonic()) >= watch_at:
-                watch_at = now + _WATCH_MS / 1000
-                self._watch_memory()
 
     def _command(self) -> None:
         try:
@@ -189,28 +180,41 @@ class _Server:
             os._exit(0)  # the pool is gone; every child dies with this process
         kind = self._buffer[0]
         if kind == ord("S"):
-            _, number, profile, heap_mib = SPAWN.unpack_from(self._buffer)
-            self._spawn(number, wire.PROFILES[profile], heap_mib)
+            self._spawn(memoryview(self._buffer)[:size])
         elif kind == ord("T"):
             self._take(memoryview(self._buffer)[:size])
         elif kind == ord("P"):
             _send(self._control, b"P")
         linux.wipe(self._buffer, size)
 
-    def _spawn(self, number: int, profile: str, heap_mib: int) -> None:
+    def _spawn(self, message: memoryview) -> None:
+        """Fork a child, with its package attached already if the message goes on to say which."""
+        _, number, index, heap_mib = SPAWN.unpack_from(message)
+        profile = wire.PROFILES[index]
+        fitting = message[SPAWN.size :]
         pool_channel, channel = _socket.socketpair()
         go_read, go_write = os.pipe()
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
-        mounts = -1
+        mounts, refusal = -1, None
         if self._own_view >= 0:
+            try:
+                package = self._pick_up(fitting)
+            except OSError as exc:
+                package, refusal = -1, exc
             linux.setns(self._own_view, linux.CLONE_NEWNS)
             linux.unshare(linux.CLONE_NEWNS)  # the child's: it is forked into it
             mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+            try:
+                self._put_down(package, fitting)
+            except OSError as exc:
+                refusal = exc
         if self._own_pids >= 0:
             # Only a process whose children go to its own namespace may ask for another one.
             linux.setns(self._own_pids, linux.CLONE_NEWPID)
             linux.unshare(linux.CLONE_NEWPID)
+        limits = TAKE.unpack_from(fitting)[2:] if fitting else ()
+        linux.wipe(self._buffer, len(message))  # no child inherits a package's path
         self._plan.profile = profile
         try:
             pid = linux.fork()
@@ -226,35 +230,62 @@ class _Server:
         for fd in (go_read, out_write, err_write):
             os.close(fd)
         pidfd = os.pidfd_open(pid)
-        node = profile.startswith("node")
-        child = _Child(number, pid, pidfd, mounts, go_write, node)
+        child = _Child(number, pid, pidfd, mounts, go_write, profile.startswith("node"))
         self._children[number] = self._by_fd[pidfd] = child
         self._poll.register(pidfd, select.POLLIN)
         ours = (pool_channel.detach(), out_read, err_read)
         _send(self._control, FORKED.pack(b"F", number), (*ours, pidfd))
         for fd in ours:
             os.close(fd)
+        if refusal is not None:
+            self._refuse(number, refusal)
+        elif limits:
+            self._let_go(child, *limits)
 
     def _take(self, message: memoryview) -> None:
-        _, number, memory, cpu_s, files, threads, temp = TAKE.unpack_from(message)
+        """Give a child that was forked without one its package."""
+        _, number, *limits = TAKE.unpack_from(message)
         child = self._children.get(number)
         if child is None:
             return  # it has ended, and that was told
-        attached = child.mounts >= 0 and self._plan.has("private-root")
         try:
-            if attached:
-                confine.attach(message[TAKE.size :], child.mounts, temp)
+            if child.mounts >= 0:
+                package = self._pick_up(message)
+                linux.setns(child.mounts, linux.CLONE_NEWNS)
+                self._put_down(package, message)
+            self._let_go(child, *limits)
+        except OSError as exc:
+            self._refuse(number, exc)
+        finally:
+            if child.mounts >= 0:
+                linux.setns(self._host_view, linux.CLONE_NEWNS)
+
+    def _pick_up(self, fitting: memoryview) -> int:
+        """The package, in the host's view; -1 if nothing is to be attached."""
+        if not fitting or not self._plan.has("private-root"):
+            return -1
+        return confine.pick_up(fitting[TAKE.size :])
+
+    def _put_down(self, package: int, fitting: memoryview) -> None:
+        """The same, and a temp, in a child's view."""
+        if package >= 0:
+            *_, temp_bytes = TAKE.unpack_from(fitting)
+            confine.put_down(package, temp_bytes)
+
+    def _refuse(self, number: int, exc: OSError) -> None:
+        dead = isinstance(exc, ProcessLookupError | BrokenPipeError)
+        _tell(self._control, {"refused": number, "reason": exc.strerror, "dead": dead})
+
+    def _let_go(
+        self, child: _Child, memory: int, cpu_s: int, files: int, threads: int, temp: int
+    ) -> None:
+        """Limit it, and tell it that its package is there."""
+        try:
             if self._plan.has("rlimits"):
                 self._limit(child, memory, cpu_s, files, threads, temp)
-            base = nodejs.RESIDENT_BYTES if child.node else self._bare_resident
-            child.memory_max = base + memory
             os.write(child.go, b"!")
         except OSError as exc:
-            dead = isinstance(exc, ProcessLookupError | BrokenPipeError)
-            _tell(self._control, {"refused": number, "reason": exc.strerror, "dead": dead})
-        finally:
-            if attached:
-                linux.setns(self._host_view, linux.CLONE_NEWNS)
+            self._refuse(child.number, exc)
 
     def _limit(
         self, child: _Child, memory: int, cpu_s: int, files: int, threads: int, temp: int
@@ -274,36 +305,12 @@ class _Server:
         ):
             resource.prlimit(child.pid, kind, (value, value))
 
-    def _watch_memory(self) -> None:
-        """A backstop to RLIMIT_AS, and the only limit where that layer is missing."""
-        if not self._plan.has("memory-watchdog"):
-            return
-        for child in self._children.values():
-            if child.memory_max and not child.over_memory:
-                try:
-                    _, resident = _size_of(str(child.pid))
-                except (OSError, ValueError):
-                    continue  # it has just ended
-                if resident > child.memory_max:
-                    child.over_memory = True
-                    with contextlib.suppress(ProcessLookupError):
-                        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-
     def _ended(self, child: _Child) -> None:
         _, status, usage = os.wait4(child.pid, 0)
         self._poll.unregister(child.pidfd)
         del self._by_fd[child.pidfd], self._children[child.number]
         cpu_us = round((usage.ru_utime + usage.ru_stime) * 1e6)
-        said = ENDED.pack(
-            b"E",
-            child.number,
-            status,
-            cpu_us,
-            usage.ru_maxrss,
-            child.over_memory,
-            child.memory_max > 0,
-        )
-        _send(self._control, said)
+        _send(self._control, ENDED.pack(b"E", child.number, status, cpu_us, usage.ru_maxrss))
         # Told first: the end of a mount namespace takes a while.
         for fd in (child.pidfd, child.mounts, child.go):
             if fd >= 0:
@@ -332,7 +339,7 @@ def _child(
             linux.close_range(_CHANNEL_FD + 1, nodejs.PROGRAM_FD - 1)
             nodejs.start(heap_mib, nodejs.INSIDE if plan.has("private-root") else nodejs.SHIM)
         linux.close_range(_CHANNEL_FD + 1)
-        os.write(_CHANNEL_FD, _READY)
+        os.write(_CHANNEL_FD, _READY)  # before any handler could say something else first
         random.seed()  # every child was born with the same state
         runner.serve(plan.rehearsal)
     except BaseException:

@@ -144,10 +144,10 @@ IMPORTS: tuple[Attack, ...] = (
             "while frame:\n"
             "    server = frame.f_locals.get('self')\n"
             "    if hasattr(server, '_spawn'):\n"
-            "        server._spawn(999, 'python', 0)\n"
+            "        server._spawn(memoryview(struct.pack('=cIBH', b'S', 999, 0, 0)))\n"
             "        return True\n"
             "    frame = frame.f_back",
-            "sys",
+            "sys, struct",
         ),
         open=False,
     ),

@@ -219,6 +219,8 @@ def _terms_in_words(terms: Mapping[str, Any]) -> list[tuple[str, Any]]:
             f"one for up to {reuse['uses']} executions of one version and tenant, "
             f"{duration(reuse['ageMs'])} at most; what one leaves behind the next one finds"
         )
+    if terms["preload"]:
+        process += "; the handler may be imported before it is called"
     return [
         ("wall time", f"{duration(terms['wallMs'])}, then all it started is killed (TIMEOUT)"),
         ("CPU", f"{core}, {duration(terms['wallMs'] + 1000)} of CPU time (CPU_LIMIT)"),

@@ -151,6 +151,8 @@ class HandlerSection(_Section):
     reuseUses: Annotated[_Int, Field(ge=1, le=1_000_000)] = 100
     reuseIdleMs: Annotated[_Int, Field(ge=1, le=3_600_000)] = 60_000
     reuseAgeMs: Annotated[_Int, Field(ge=1, le=_DAY_MS)] = 600_000
+    # Processes that wait for a call of it have imported it (python only).
+    preload: bool = False
     # Networks that are not global and that it may reach all the same.
     privateNetworks: tuple[Annotated[str, _each(wrong_network)], ...] = ()
     network: HandlerNetwork = HandlerNetwork()

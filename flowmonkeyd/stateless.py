@@ -203,6 +203,7 @@ def _call(task: Task, package: _Package, given: Any, context: Mapping[str, Any] 
         limits=package.limits_of(task.step.timeout_ms),
         policy=package.terms.policy,
         reuse=package.terms.reuse,
+        preload=package.terms.preload,
     )
 
 

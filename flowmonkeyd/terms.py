@@ -1,7 +1,7 @@
 """What a handler may do here: its manifest's wishes within what the operator grants. Pure.
 
-The operator's settings only ever take away, but for two things that are his to give: private
-networks and the reuse of processes. A manifest never gets more than it asks for.
+The operator's settings only ever take away, but for what is his to give: private networks, the
+reuse of processes, and imports ahead of a call. A manifest never gets more than it asks for.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Terms:
     limits: Limits
     policy: Policy
     reuse: Reuse | None
+    preload: bool = False
 
 
 def terms_of(manifest: Manifest, settings: Settings) -> Terms:
@@ -48,7 +49,7 @@ def terms_of(manifest: Manifest, settings: Settings) -> Terms:
     reuse = None
     if own.policy == "reuse":
         reuse = Reuse(own.reuseUses, own.reuseIdleMs, own.reuseAgeMs)
-    return Terms(limits, Policy(manifest.filesystem, egress), reuse)
+    return Terms(limits, Policy(manifest.filesystem, egress), reuse, own.preload)
 
 
 def terms_json(manifest: Manifest, settings: Settings) -> dict[str, Any]:
@@ -71,6 +72,7 @@ def terms_json(manifest: Manifest, settings: Settings) -> dict[str, Any]:
         "tempBytes": limits.temp_bytes if terms.policy.filesystem == "temp" else 0,
         "secrets": [one.property for one in manifest.inputs if one.source == "vault"],
         "network": None if egress is None else _network_json(egress, settings.sandbox.network),
+        "preload": terms.preload,
         "reuse": None
         if reuse is None
         else {"uses": reuse.uses, "idleMs": reuse.idle_ms, "ageMs": reuse.age_ms},

@@ -48,7 +48,8 @@ class Ended:
 
 
 class Fitting(NamedTuple):
-    """What a child is given before a call: its package and its limits."""
+    """What a child is given before a call: its package and its limits. One that waits also
+    imports `entrypoint` ahead, unless that is empty."""
 
     package: str
     memory_bytes: int
@@ -56,6 +57,7 @@ class Fitting(NamedTuple):
     open_files: int
     threads: int
     temp_bytes: int
+    entrypoint: str = ""
 
 
 class Child:

@@ -43,6 +43,10 @@ class Demand:
         wanted = 1 + int(self._decayed(now) / _PER_SPARE) + (self._expected is not None)
         return max(self._floor, min(self._ceiling, wanted))
 
+    def disappoint(self) -> None:
+        """What was expected did not live to be called: that must show anew."""
+        self._fitting = self._expected = None
+
     def expected(self, now: float) -> Fitting | None:
         """What one of them should be given ahead of the next call."""
         return self._expected if now - self._last <= IDLE_S else None

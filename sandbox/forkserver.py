@@ -28,6 +28,7 @@ from typing import Any
 
 from sandbox import nodejs, wire
 from sandbox.child import Child, Ended, Fitting, Profile
+from sandbox.confine import PACKAGE
 from sandbox.demand import Demand
 from sandbox.model import PoolSettings
 from sandbox.wire import ENDED, FORKED, MESSAGE_MAX_BYTES, SPAWN, TAKE
@@ -284,6 +285,15 @@ class ForkServer:
         fit = any(child.fitting is not None for child in ready)
         if expected is not None and wanted > 1 and ready and not fit:
             self._fit(ready[0], expected)
+            if expected.entrypoint:
+                self._preload(ready[0], expected)
+
+    def _preload(self, child: Child, fitting: Fitting) -> None:
+        inside = "private-root" in self._start["layers"] and "private-root" not in self.missing
+        root = PACKAGE if inside else fitting.package
+        text = wire.encode({"root": root, "entrypoint": fitting.entrypoint})
+        with contextlib.suppress(OSError):  # it is dead, which is heard
+            child.channel.send(wire.frame(wire.PREPARE, bytes(wire.TOKEN_BYTES), text))
 
     def _send(self, message: bytes) -> None:
         try:
@@ -366,6 +376,8 @@ class ForkServer:
                 self._failures = 0
         else:
             ready.remove(child)
+            if child.fitting is not None and child.profile in self._demands:
+                self._demands[child.profile].disappoint()
             was_ready, unconfined = _last_words(child)
             child.close()
             if unconfined is not None:
@@ -438,7 +450,7 @@ class ForkServer:
 def _take(number: int, fitting: Fitting | None) -> bytes:
     if fitting is None:
         return b""
-    package, *limits = fitting
+    package, *limits, _entrypoint = fitting
     return TAKE.pack(b"T", number, *limits) + os.fsencode(package) + b"\0"
 
 

@@ -234,7 +234,8 @@ class Call:
     files must be readable by everyone (0644, 0755), because the handler is not root; the folders
     above may be closed. `entrypoint` is "file.py:name" (node: "file.js:name"). `input`, `config`
     are JSON values or JsonText; `context` is a mapping or its JSON text as bytes and is sent only
-    if the handler reads it. `reuse` None: a new process, used once.
+    if the handler reads it. `reuse` None: a new process, used once. `preload`: processes that wait
+    for this package may import the handler (python only) before there is a call.
     """
 
     package_dir: str
@@ -254,6 +255,7 @@ class Call:
     limits: Limits = field(default_factory=Limits)
     policy: Policy = field(default_factory=Policy)
     reuse: Reuse | None = None
+    preload: bool = False
 
 
 @dataclass(frozen=True, slots=True)

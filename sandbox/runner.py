@@ -70,8 +70,14 @@ class Runner:
         sys.stdout, sys.stderr = self._streams
         if not channel.is_spoken_to(_REHEARSE_AFTER_MS):
             self.warm_up(rehearsal, 1)  # now its pages are its own, before anybody waits for it
+        is_given = False
+        if ahead := channel.receive_preparation():
+            if not os.read(_GO_FD, 1):
+                return
+            is_given = True
+            self._import_ahead(ahead["root"], ahead["entrypoint"])
         request = channel.receive_request()
-        if request is None or not os.read(_GO_FD, 1):
+        if request is None or not (is_given or os.read(_GO_FD, 1)):
             return
         while request is not None:
             try:
@@ -87,6 +93,17 @@ class Runner:
                 channel.wait_for_end()
                 return
             request = channel.receive_request()
+
+    def _import_ahead(self, root: str, entrypoint: str) -> None:
+        """Load the handler before there is a call. If that fails it is tried again with the call,
+        which then is told; what it prints has no execution to belong to."""
+        loaded, path = set(sys.modules), list(sys.path)
+        try:
+            self._handler = _load(root, entrypoint)
+        except BaseException:
+            sys.path[:] = path
+            for name in set(sys.modules) - loaded:
+                del sys.modules[name]
 
     def warm_up(self, package: str, rounds: int) -> None:
         """Run a handler of ours in this very process, before there is anybody else's.
@@ -173,6 +190,17 @@ class _Channel:
         self._read, self._write = os.read, os.write
         self._decode = json.loads  # the pool is trusted: what it sends has been checked
         self._log_left = 0
+        self._frames: list[wire.Frame] = []
+
+    def receive_preparation(self) -> dict[str, Any] | None:
+        """What to import ahead, if that is the first frame; the frame stays if it is another."""
+        frame = self._receive()
+        if frame is None or frame.kind != wire.PREPARE:
+            self._frames[:0] = [frame] if frame is not None else []
+            return None
+        ahead: dict[str, Any] = self._decode(frame.payload)
+        self._log_left = -1  # there is nobody to log to yet
+        return ahead
 
     def receive_request(self) -> dict[str, Any] | None:
         """Wait for a request; None if the pool goes away instead."""
@@ -234,12 +262,12 @@ class _Channel:
         self.send(wire.LOG, payload)
 
     def _receive(self) -> wire.Frame | None:
-        while True:
+        while not self._frames:
             data = self._read(self.fd, _READ_BYTES)
             if not data:
                 return None
-            if frames := self._reader.feed(data):
-                return frames[0]
+            self._frames = self._reader.feed(data)
+        return self._frames.pop(0)
 
 
 class _Lines(io.RawIOBase):

@@ -60,6 +60,7 @@ def fitting_of(call: Call) -> Fitting:
         limits.open_files,
         limits.threads,
         temp,
+        call.entrypoint if call.preload and call.runtime == "python" else "",
     )
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "LINE_COST_BYTES",
     "LOG",
     "MESSAGE_MAX_BYTES",
+    "PREPARE",
     "PROBLEM",
     "PROFILES",
     "READY",
@@ -43,6 +44,8 @@ __all__ = [
 
 # Kinds. From the pool: the request, the context when asked. From the child: an empty CONTEXT asks.
 REQUEST, CONTEXT, LOG, RESULT, PROBLEM = b"Q", b"C", b"L", b"R", b"X"
+# From the pool, before any request: import this handler, for its call is expected.
+PREPARE = b"P"
 # Before any request, with a token of zeros: the child is ready; why it could not be confined.
 READY, UNCONFINED = b"Y", b"U"
 

@@ -81,6 +81,7 @@ class TermsShape(Shape):
     secrets: list[str]
     network: NetworkTermsShape | None
     reuse: ReuseShape | None
+    preload: bool
 
 
 async def pools(api: Api, request: Request) -> Response:

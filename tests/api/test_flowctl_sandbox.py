@@ -67,6 +67,7 @@ TERMS = {
         "dnsQueries": 256,
     },
     "reuse": {"uses": 100, "idleMs": 60_000, "ageMs": 600_000},
+    "preload": False,
 }
 
 
@@ -134,6 +135,10 @@ def test_explain_says_in_words_what_a_published_handler_may_do(daemon):
         ({"network": {**TERMS["network"], "allow": []}}, "network    nothing: no target is"),
         ({"network": {**TERMS["network"], "allow": ["b.org:443"]}}, "network    b.org:443\n"),
         ({"reuse": None}, "process    a new one for each execution, used once\n"),
+        (
+            {"preload": True},
+            "the next one finds; the handler may be imported before it is called\n",
+        ),
         ({"cpuShare": 1}, "CPU        one core, "),
         ({"secrets": []}, "secrets    none\n"),
     ],

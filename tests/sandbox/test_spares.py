@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import shutil
+import time
 from pathlib import Path
 
 import psutil
@@ -77,10 +79,14 @@ def named(tmp_path):
     return write
 
 
+def _spares(pool):
+    return psutil.Process(pool.server_pids[0]).children()[0].children()
+
+
 def _packages(pool):
     """What is mounted as the package of each process that waits, as the kernel tells."""
     found = []
-    for spare in psutil.Process(pool.server_pids[0]).children()[0].children():
+    for spare in _spares(pool):
         try:
             text = Path(f"/proc/{spare.pid}/mountinfo").read_text()
         except OSError:
@@ -135,7 +141,7 @@ async def test_a_spare_that_dies_with_its_package_is_passed_over(pool, named):
     package = named("one")
     await _twice(pool, Call(package))
     await _waits(pool, package)
-    for spare in psutil.Process(pool.server_pids[0]).children()[0].children():
+    for spare in _spares(pool):
         os.kill(spare.pid, 9)
     reply = await pool.run(Call(package))
     assert reply.ending is Ending.RESULT, reply
@@ -152,3 +158,61 @@ async def test_a_package_that_goes_away_is_named_and_others_go_on(pool, named):
             await asyncio.sleep(0.01)
     assert "cannot attach the package: open_tree: No such file" in reply.message
     assert (await pool.run(Call(other))).result["output"][0] == "other"
+
+
+_IMPORTED = """
+import os, time
+print('nobody hears this')
+AT = time.monotonic()
+DATA = b'x' * (40 << 20)  # so that it shows from outside
+def handle(input, ctx):
+    print('called')
+    return [AT < input, os.getpid()]
+"""
+
+
+async def test_what_is_expected_is_imported_ahead_if_the_operator_says_so(pool, tmp_path):
+    package = write_package(tmp_path / "ahead", _IMPORTED)
+    for preload in (False, True):
+        call = Call(package, preload=preload, input=0)
+        await _twice(pool, call)
+        await _waits(pool, package)
+        if preload:
+            await _grown(pool, 40 << 20)
+        reply = await pool.run(dataclasses.replace(call, input=time.monotonic()))
+        assert reply.result, reply
+        assert reply.result["output"][0] is preload
+        assert [line.message for line in reply.logs if line.message == "called"] == ["called"]
+        assert len(reply.logs) == (1 if preload else 2)
+
+
+async def _grown(pool, size_bytes):
+    """Until one of those that wait holds that much memory."""
+    async with asyncio.timeout(10):
+        while all(  # noqa: ASYNC110  no event to await
+            spare.memory_info().rss < size_bytes for spare in _spares(pool)
+        ):
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("code", "ending", "says"),
+    [
+        ("raise ValueError('at import')", Ending.RESULT, "ValueError: at import"),
+        ("import os; os._exit(3)", Ending.CRASH, "exited with status 3"),
+        ("while True: pass", Ending.TIMEOUT, "ran longer"),
+        ("import sys\nsys.modules.clear()\nraise SystemExit", Ending.RESULT, "SystemExit"),
+    ],
+)
+async def test_an_import_that_fails_ahead_fails_the_call_as_it_would(
+    pool, tmp_path, code, ending, says
+):
+    package = write_package(tmp_path / "bad", code)
+    call = Call(package, preload=True, limits=Limits(wall_ms=300))
+    for _ in range(6):
+        reply = await pool.run(call)
+        assert reply.ending is ending, reply
+        assert says in f"{reply.message} {reply.result}"
+        await asyncio.sleep(0.05)
+    good = write_package(tmp_path / "good", "def handle(input, ctx): return 'good'")
+    assert (await pool.run(Call(good, preload=True))).result["output"] == "good"

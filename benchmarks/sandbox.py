@@ -141,7 +141,9 @@ async def fresh_python(rounds):
             _pool(slots=1, spares=0, **_NO_LAYERS) as bare,
         ):
             figures = {name: [] for name in ("exec", "warm", "cold", "dead", "open")}
-            for _ in range(rounds):  # in turns, so that the machine's mood is the same for all
+            # In turns, so that the machine's mood is the same for all, and in turns of ten, so that
+            # no two find the processor as the other has left it.
+            for _ in range(max(2, rounds // 10)):
                 for name, measured in (
                     ("exec", lambda: _bare(PYTHON_DEFAULT, "-I", "-S", "-c", "pass")),
                     ("warm", lambda: _once(warm, call)),
@@ -149,9 +151,10 @@ async def fresh_python(rounds):
                     ("dead", lambda: _until_dead(cold, call)),
                     ("open", lambda: _until_dead(bare, call)),
                 ):
-                    took = measured()
-                    figures[name].append(took if isinstance(took, float) else await took)
-                    await asyncio.sleep(_GAP_S)
+                    for _ in range(10):
+                        took = measured()
+                        figures[name].append(took if isinstance(took, float) else await took)
+                        await asyncio.sleep(_GAP_S)
         floor = "exec python3 -I -S -c pass"
         _row("fresh Python, forked ahead: result", figures["warm"], figures["exec"], floor, 0.12)
         _row("fresh Python, no spare: result", figures["cold"], figures["exec"], floor, 0.3)

@@ -136,8 +136,9 @@ def test_explain_says_in_words_what_a_published_handler_may_do(daemon):
         ({"network": {**TERMS["network"], "allow": ["b.org:443"]}}, "network    b.org:443\n"),
         ({"reuse": None}, "process    a new one for each execution, used once\n"),
         (
-            {"preload": True},
-            "the next one finds; the handler may be imported before it is called\n",
+            {"preload": True, "reuse": None},
+            "process    a new one for each execution, used once; the handler may be imported "
+            "before it is called\n",
         ),
         ({"cpuShare": 1}, "CPU        one core, "),
         ({"secrets": []}, "secrets    none\n"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from attacks.attack import Attack, tried
 from attacks.results import CHANNEL
-from sandbox import Limits, Reply
+from sandbox import Ending, Limits, Reply
 
 __all__ = ["FLOODS"]
 
@@ -219,4 +219,28 @@ _TAKEN: tuple[Attack, ...] = tuple(
     )
 )
 
-FLOODS: tuple[Attack, ...] = _KEPT + _TAKEN
+# What the pool has to read and parse for it costs everybody's time, kept or not.
+_SENT: tuple[Attack, ...] = tuple(
+    Attack(
+        name,
+        "a hundred times its log, read and parsed by the pool as if it were little",
+        _log_flood(
+            f"pad = b'[' + b'[],' * 100_000 + b'0]'\n"
+            f"line = {line}\n"
+            "for _ in range(12): send(framed(b'L', line))\n"
+            "return 'all was taken'"
+        ),
+        False,
+        limits=_LOGS,
+        won=lambda reply: reply.ending is Ending.RESULT,
+    )
+    for name, line in (
+        (
+            "log-padded-with-names",
+            'b\'{"stream":"stdout","level":null,"message":"","pad":\' + pad + b"}"',
+        ),
+        ("log-padded-with-space", 'b\' \' * 300_000 + b\'{"stream":"stdout","message":""}\''),
+    )
+)
+
+FLOODS: tuple[Attack, ...] = _KEPT + _TAKEN + _SENT

@@ -112,6 +112,26 @@ ONLINE: tuple[Attack, ...] = (
         _ONLINE,
     ),
     Attack(
+        "online-descriptors-in-flight",
+        "more sockets than it may have descriptors, in a message that nobody reads",
+        tried(
+            "a, b = socket.socketpair()\n"
+            "total = 0\n"
+            "while total < 2000:\n"
+            "    sockets = [socket.socket(type=socket.SOCK_DGRAM) for _ in range(100)]\n"
+            "    try:\n"
+            "        socket.send_fds(a, [b'x'], [one.fileno() for one in sockets])\n"
+            "    except OSError:\n"
+            "        break\n"
+            "    total += len(sockets)\n"
+            "    for one in sockets:\n        one.close()\n"
+            "return total > 2 * 256 + 100",
+            "socket",
+        ),
+        False,
+        _ONLINE,
+    ),
+    Attack(
         "online-fork",
         "a process that holds the connection",
         tried("p = os.fork()\nif not p: os._exit(0)\nreturn p > 0"),

@@ -1,0 +1,39 @@
+"""Greetings that some servers take for TLS and a strict reader does not: none may pass unread.
+
+What is not TLS is passed on without a look at its name, so whoever calls a greeting "not TLS" that
+its server understands has let any name through. Pure.
+"""
+
+import pytest
+
+from sandbox.egress.hello import BadHello, read_hello
+from tests.egress.test_hello import REAL, hello, records, sni
+
+# RFC 8446 5.1: the version of a record "MUST be ignored for all purposes". Go's crypto/tls takes a
+# first record of any version below 16.0; OpenSSL and BoringSSL want 3.
+_VERSIONS = (b"\0\0", b"\x02\0", b"\x02\xff", b"\x04\0", b"\x0f\xff")
+_CIPHERS = b"\0\0\x9c\0\0\x2f"
+# RFC 5246 E.2: a greeting in SSL 2's form, for TLS 1.2; it has no extensions, so no server name.
+_SSL2_BODY = b"\x01\x03\x03" + bytes((0, len(_CIPHERS), 0, 0, 0, 32)) + _CIPHERS + bytes(32)
+_SSL2 = (0x8000 | len(_SSL2_BODY)).to_bytes(2, "big") + _SSL2_BODY
+
+
+@pytest.mark.xfail(strict=True, reason="hello.read_hello: not version 3 is not TLS")
+@pytest.mark.parametrize("version", _VERSIONS)
+def test_handshake_in_a_record_of_another_version_is_not_let_through(version):
+    with pytest.raises(BadHello):
+        read_hello(b"\x16" + version + REAL[3:])
+
+
+@pytest.mark.xfail(strict=True, reason="hello.read_hello: SSL 2's form is not TLS")
+def test_greeting_in_the_form_of_ssl_2_is_not_let_through():
+    with pytest.raises(BadHello):
+        read_hello(_SSL2)
+
+
+@pytest.mark.xfail(strict=True, reason="hello._message: 2 ms for each byte that comes alone")
+def test_greeting_in_thousands_of_records_is_not_read_again_for_each_byte():
+    """Success: 64 connections that send the last KiB byte by byte take minutes of the daemon's."""
+    message = hello([sni(b"api.example.com"), (21, bytes(15_000))])[5:]
+    with pytest.raises(BadHello):
+        read_hello(records(message, 1)[:4_000])

@@ -1,0 +1,236 @@
+"""What should hold and does not yet: each test says what, and fails strictly once it is repaired.
+
+Whoever repairs one takes its mark away. All of it is behind a required layer, or costs others
+their time or memory; nothing here shows one tenant's data to another, but for `counters`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from attacks import survivors, write_package
+from attacks.results import CHANNEL
+
+from sandbox import Call, Egress, Ending, Limits, Policy, Pool, PoolSettings, Reuse
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+_MIB = 1 << 20
+_NAME = f"fm-{os.urandom(4).hex()}"
+
+
+async def _output(pool: Pool, call: Call):
+    reply = await pool.run(call)
+    assert reply.ending is Ending.RESULT, reply
+    assert reply.result is not None
+    return reply.result.get("output", reply.result)
+
+
+async def _with_one_slot(tried, **settings):
+    pool = Pool(PoolSettings(slots=1, **settings))
+    await pool.start()
+    try:
+        return await tried(pool)
+    finally:
+        await pool.close()
+
+
+_FIRST_WORDS = f"""{CHANNEL}
+def handle(input, ctx):
+    send(framed(b'U', {{'layer': 'seccomp', 'reason': 'forged'}}, bytes(8)))
+    time.sleep(20)
+"""
+
+
+@pytest.mark.parametrize("spares", [0, 2])
+async def test_handler_cannot_say_that_it_was_not_confined(tmp_path, spares):
+    """Success: UNAVAILABLE, which is for the pool to say. With no spare the request is there
+    before the child is ready, so whether it said so has to be settled before the handler runs."""
+    package = write_package(tmp_path / "package", _FIRST_WORDS)
+
+    async def tried(pool):
+        calls = [pool.run(Call(package)) for _ in range(6)]
+        return {reply.ending for reply in await asyncio.gather(*calls)}
+
+    assert await _with_one_slot(tried, spares=spares) == {Ending.PROTOCOL}
+
+
+_RELAUNCHED = """
+import asyncio, os, signal, sys
+import pyseccomp
+from sandbox import Call, Policy, Pool, PoolSettings
+async def main():
+    pool = Pool(PoolSettings(slots=1))
+    await pool.start()
+    if not {layer.name: layer for layer in pool.layers()}["landlock"].available:
+        return print("no landlock here")
+    call = Call(sys.argv[1], policy=Policy(required=frozenset({"landlock"})))
+    before = await pool.run(call)
+    # From now on the kernel has no memory for it.
+    filter_ = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+    filter_.add_rule(pyseccomp.ERRNO(12), "landlock_create_ruleset")
+    filter_.load()
+    (old,) = pool.server_pids
+    os.kill(old, signal.SIGKILL)
+    while old in pool.server_pids:
+        await asyncio.sleep(0)
+    while True:  # until it is the next server that answers
+        after = await pool.run(call)
+        if after.result or "landlock" in after.message:
+            break
+    await pool.close()
+    print(before.result["output"], (after.result or {}).get("output", "refused"))
+asyncio.run(main())
+"""
+_LANDLOCKED = """
+import os
+def handle(input, ctx):
+    try:
+        os.close(os.open("/dev/zero", os.O_WRONLY))
+    except PermissionError:
+        return "held"
+    return "open"
+"""
+
+
+@pytest.mark.xfail(strict=True, reason="only the first server is judged: pool._missing")
+async def test_layer_that_a_later_server_lacks_is_missing(tmp_path):
+    """Success: a call that requires a layer runs without it, because it was there at the start."""
+    package = write_package(tmp_path / "package", _LANDLOCKED)
+    folder = str(Path(__file__).parents[2])
+    program = [sys.executable, "-c", _RELAUNCHED, package]
+    said = await asyncio.to_thread(
+        subprocess.run, program, cwd=folder, capture_output=True, text=True, timeout=30
+    )
+    assert said.returncode == 0, said.stderr
+    if said.stdout.strip() == "no landlock here":
+        pytest.skip("no landlock here, so this is NOT tested")
+    assert said.stdout.strip() == "held refused"
+
+
+_HOARD = f"""
+import ctypes
+kept = []
+def handle(input, ctx):
+    ctypes.CDLL(None).prctl(15, b"{_NAME}", 0, 0, 0)
+    kept.append(bytearray({24 * _MIB}))
+    kept[-1][::4096] = b"x" * {24 * _MIB // 4096}
+"""
+
+
+@pytest.mark.xfail(strict=True, reason="eight are kept, each with all of its memory: slot.keep")
+async def test_kept_processes_hold_no_more_than_one_execution_may(tmp_path):
+    """Success: several times the memory limit of a slot, held by tenants that do not run."""
+    package = write_package(tmp_path / "package", _HOARD)
+    limits = Limits(memory_bytes=32 * _MIB)
+
+    async def tried(pool):
+        for number in range(6):
+            call = Call(package, limits=limits, tenant_id=f"t{number}", reuse=Reuse())
+            assert (await pool.run(call)).ending is Ending.RESULT
+        pages = [Path(f"/proc/{pid}/statm").read_text().split() for pid in survivors(_NAME)]
+        return sum(int(one[1]) - int(one[2]) for one in pages) * 4096  # without what is shared
+
+    assert await _with_one_slot(tried) < 2 * limits.memory_bytes
+
+
+_COUNT = "n = []\ndef handle(input, ctx):\n    n.append(1)\n    return len(n)\n"
+
+
+@pytest.mark.xfail(strict=True, reason="only the trim every 5 s looks at it: slot.take_kept")
+async def test_process_that_was_idle_for_too_long_does_not_serve_again(tmp_path):
+    """Success: a process that was to be gone after a millisecond answers."""
+    call = Call(write_package(tmp_path / "package", _COUNT), reuse=Reuse(idle_ms=1))
+
+    async def tried(pool):
+        said = []
+        for _ in range(2):
+            said.append(await _output(pool, call))
+            over = asyncio.Event()
+            asyncio.get_running_loop().call_later(0.01, over.set)
+            await over.wait()
+        return said
+
+    assert await _with_one_slot(tried) == [1, 1]
+
+
+_LOWER = """
+const fs = require('fs');
+exports.handle = () => {
+    try { fs.writeFileSync('/proc/self/oom_score_adj', '0'); } catch (error) { return error.code; }
+    return 'lowered';
+};
+"""
+
+
+@pytest.mark.xfail(strict=True, reason="/proc is mounted writable: confine._own_proc")
+async def test_proc_is_read_only_even_without_landlock(tmp_path):
+    """Success: where memory runs out, the kernel kills the daemon before this handler. Node is
+    dumpable again after its exec, so /proc/self is its own."""
+    package = write_package(tmp_path / "package", "", {"handler.js": _LOWER})
+
+    async def tried(pool):
+        if not pool.node:
+            pytest.skip("no node here, so this is NOT tested")
+        return await _output(pool, Call(package, "handler.js:handle", "node"))
+
+    without = frozenset({"landlock"})
+    assert await _with_one_slot(tried, without=without) in ("EROFS", "EACCES")
+
+
+_FILL = """
+def handle(input, ctx):
+    try:
+        with open("/tmp/x", "wb") as file:
+            while file.write(bytes(1 << 20)):
+                file.flush()
+    except OSError as exc:
+        return exc.strerror
+"""
+
+
+@pytest.mark.xfail(strict=True, reason="a temp is not counted in the group's limit: slot.limit")
+async def test_full_temp_leaves_the_fork_server_alive(tmp_path):
+    """Success: the kernel kills the slot's fork server, and with it what other tenants keep there,
+    because all of them weigh the same and the server has more pages than the handler."""
+    package = write_package(tmp_path / "package", _FILL)
+    limits = Limits(memory_bytes=32 * _MIB, temp_bytes=512 * _MIB, wall_ms=20_000)
+
+    async def tried(pool):
+        if not {layer.name: layer for layer in pool.layers()}["cgroup"].available:
+            pytest.skip("no control groups here, so this is NOT tested")
+        before = pool.server_pids
+        await pool.run(Call(package, limits=limits, policy=Policy(filesystem="temp")))
+        return before == pool.server_pids
+
+    assert await _with_one_slot(tried)
+
+
+_COUNTERS = """
+import socket
+def handle(input, ctx):
+    for _ in range(input):
+        with socket.socket() as one:
+            one.connect_ex(("93.184.216.34", 80))
+    names, values = [x.split() for x in open("/proc/self/net/snmp") if x.startswith("Tcp:")]
+    return dict(zip(names, values))["ActiveOpens"]
+"""
+
+
+@pytest.mark.xfail(strict=True, reason="a slot's network namespace outlives an execution")
+async def test_counters_of_one_tenants_connections_are_not_the_next_ones(tmp_path):
+    """Success: how many connections, bytes and look-ups others of this slot have had so far."""
+    package = write_package(tmp_path / "package", _COUNTERS)
+    online = Policy(network=Egress())
+
+    async def tried(pool):
+        if not {layer.name: layer for layer in pool.layers()}["network"].available:
+            pytest.skip("no network here, so this is NOT tested")
+        await pool.run(Call(package, input=7, tenant_id="a", policy=online))
+        return await _output(pool, Call(package, input=0, tenant_id="b", policy=online))
+
+    assert await _with_one_slot(tried) == "0"

@@ -7,6 +7,8 @@ its server understands has let any name through. Pure.
 import pytest
 
 from sandbox.egress.hello import BadHello, read_hello
+from sandbox.egress.rules import Rules
+from sandbox.model import Egress
 from tests.egress.test_hello import REAL, hello, records, sni
 
 # RFC 8446 5.1: the version of a record "MUST be ignored for all purposes". Go's crypto/tls takes a
@@ -37,3 +39,26 @@ def test_greeting_in_thousands_of_records_is_not_read_again_for_each_byte():
     message = hello([sni(b"api.example.com"), (21, bytes(15_000))])[5:]
     with pytest.raises(BadHello):
         read_hello(records(message, 1)[:4_000])
+
+
+@pytest.mark.xfail(strict=True, reason="hello._host_name keeps the dot, Rules does not know it")
+def test_denied_server_name_is_denied_with_a_dot_at_its_end():
+    """RFC 6066 3: "without a trailing dot"; servers that strip it find the denied host."""
+    rules = Rules(Egress(deny=("evil.example.com:443",)), (443,), lambda _address: False)
+    try:
+        said = read_hello(hello([sni(b"evil.example.com.")]))
+    except BadHello:
+        return
+    assert said is not None
+    assert rules.judge_hello(said, "93.184.216.34", 443, ()) is not None
+
+
+@pytest.mark.xfail(strict=True, reason="split_target keeps it, judge_address unwraps the address")
+def test_denied_network_in_its_ipv4_mapped_spelling_is_denied_or_refused():
+    """A rule that can never match, since addresses are unwrapped, must not look like one."""
+    try:
+        denied = Egress(deny=("[::ffff:93.184.216.34]:443",))
+        rules = Rules(denied, (443,), lambda _address: False)
+    except ValueError:
+        return
+    assert rules.judge_address("93.184.216.34", 443) is not None

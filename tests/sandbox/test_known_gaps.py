@@ -53,8 +53,9 @@ async def test_handler_cannot_say_that_it_was_not_confined(tmp_path, spares):
     package = write_package(tmp_path / "package", _FIRST_WORDS)
 
     async def tried(pool):
-        calls = [pool.run(Call(package)) for _ in range(6)]
-        return {reply.ending for reply in await asyncio.gather(*calls)}
+        async with asyncio.TaskGroup() as group:
+            calls = [group.create_task(pool.run(Call(package))) for _ in range(6)]
+        return {call.result().ending for call in calls}
 
     assert await _with_one_slot(tried, spares=spares) == {Ending.PROTOCOL}
 

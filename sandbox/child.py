@@ -48,8 +48,8 @@ class Ended:
 
 
 class Fitting(NamedTuple):
-    """What a child is given before a call: its package and its limits. One that waits also
-    imports `entrypoint` ahead, unless that is empty."""
+    """What a child is given before a call: its package and its limits. One that waits also makes
+    itself ready for `entrypoint`, and with `preload` imports it."""
 
     package: str
     memory_bytes: int
@@ -57,7 +57,9 @@ class Fitting(NamedTuple):
     open_files: int
     threads: int
     temp_bytes: int
-    entrypoint: str = ""
+    entrypoint: str
+    preload: bool
+    reuse: bool
 
 
 class Child:

@@ -285,13 +285,13 @@ class ForkServer:
         fit = any(child.fitting is not None for child in ready)
         if expected is not None and wanted > 1 and ready and not fit:
             self._fit(ready[0], expected)
-            if expected.entrypoint:
-                self._preload(ready[0], expected)
+            self._prepare(ready[0], expected)
 
-    def _preload(self, child: Child, fitting: Fitting) -> None:
+    def _prepare(self, child: Child, fitting: Fitting) -> None:
         inside = "private-root" in self._start["layers"] and "private-root" not in self.missing
         root = PACKAGE if inside else fitting.package
-        text = wire.encode({"root": root, "entrypoint": fitting.entrypoint})
+        said = {"root": root, "entrypoint": fitting.entrypoint, "import": fitting.preload}
+        text = wire.encode({**said, "reuse": fitting.reuse})
         with contextlib.suppress(OSError):  # it is dead, which is heard
             child.channel.send(wire.frame(wire.PREPARE, bytes(wire.TOKEN_BYTES), text))
 
@@ -450,8 +450,7 @@ class ForkServer:
 def _take(number: int, fitting: Fitting | None) -> bytes:
     if fitting is None:
         return b""
-    package, *limits, _entrypoint = fitting
-    return TAKE.pack(b"T", number, *limits) + os.fsencode(package) + b"\0"
+    return TAKE.pack(b"T", number, *fitting[1:6]) + os.fsencode(fitting.package) + b"\0"
 
 
 def _last_words(child: Child) -> tuple[bool, ServerFailed | None]:

@@ -235,7 +235,7 @@ class Call:
     above may be closed. `entrypoint` is "file.py:name" (node: "file.js:name"). `input`, `config`
     are JSON values or JsonText; `context` is a mapping or its JSON text as bytes and is sent only
     if the handler reads it. `reuse` None: a new process, used once. `preload`: processes that wait
-    for this package may import the handler (python only) before there is a call.
+    for this package may import the handler before there is a call.
     """
 
     package_dir: str

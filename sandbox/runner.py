@@ -9,6 +9,7 @@ its own single result.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.machinery
 import importlib.util
 import io
@@ -59,6 +60,7 @@ class Runner:
         ]
         self._ballast = mmap.mmap(-1, _BALLAST_BYTES)  # not touched: address space only
         self._handler: _Handler | None = None
+        self._code_ahead: tuple[str, CodeType] | None = None
 
     def serve(self, rehearsal: str) -> None:
         """Serve requests until the pool goes away, or until one is the last.
@@ -75,7 +77,10 @@ class Runner:
             if not os.read(_GO_FD, 1):
                 return
             is_given = True
-            self._import_ahead(ahead["root"], ahead["entrypoint"])
+            if ahead["import"]:
+                self._import_ahead(ahead["root"], ahead["entrypoint"])
+            else:
+                self._read_ahead(ahead["root"], ahead["entrypoint"])
         request = channel.receive_request()
         if request is None or not (is_given or os.read(_GO_FD, 1)):
             return
@@ -93,6 +98,12 @@ class Runner:
                 channel.wait_for_end()
                 return
             request = channel.receive_request()
+
+    def _read_ahead(self, root: str, entrypoint: str) -> None:
+        """Read the handler's code before there is a call, and run none of it."""
+        path = f"{root}/{entrypoint.rpartition(':')[0]}"
+        with contextlib.suppress(OSError, ValueError, SyntaxError, EOFError, TypeError):
+            self._code_ahead = (path, _code(path))
 
     def _import_ahead(self, root: str, entrypoint: str) -> None:
         """Load the handler before there is a call. If that fails it is tried again with the call,
@@ -151,7 +162,7 @@ class Runner:
         context = Context(request, channel.log_call, channel.fetch_context)
         try:
             if self._handler is None:
-                self._handler = _load(request["root"], request["entrypoint"])
+                self._handler = _load(request["root"], request["entrypoint"], self._code_ahead)
             result = context.finished(_await(self._handler(request["input"], context)))
         except MemoryError:
             raise
@@ -193,7 +204,7 @@ class _Channel:
         self._frames: list[wire.Frame] = []
 
     def receive_preparation(self) -> dict[str, Any] | None:
-        """What to import ahead, if that is the first frame; the frame stays if it is another."""
+        """What will be called, if that is the first frame; the frame stays if it is another."""
         frame = self._receive()
         if frame is None or frame.kind != wire.PREPARE:
             self._frames[:0] = [frame] if frame is not None else []
@@ -302,7 +313,7 @@ class _Lines(io.RawIOBase):
         self._channel.log(self._stream, None, line.decode("utf-8", "replace"), {})
 
 
-def _load(root: str, entrypoint: str) -> _Handler:
+def _load(root: str, entrypoint: str, ahead: tuple[str, CodeType] | None = None) -> _Handler:
     file, _, name = entrypoint.rpartition(":")
     sys.path.insert(0, root)
     sys.dont_write_bytecode = True  # there is nowhere to write it
@@ -317,7 +328,7 @@ def _load(root: str, entrypoint: str) -> _Handler:
     spec.has_location = True
     module.__file__, module.__spec__, module.__loader__ = path, spec, loader
     module.__package__ = spec.parent
-    exec(_code(path), module.__dict__)
+    exec(ahead[1] if ahead and ahead[0] == path else _code(path), module.__dict__)
     target: Any = getattr(module, name, None)
     if isinstance(target, type):
         instance = target()

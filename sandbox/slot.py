@@ -60,7 +60,9 @@ def fitting_of(call: Call) -> Fitting:
         limits.open_files,
         limits.threads,
         temp,
-        call.entrypoint if call.preload and call.runtime == "python" else "",
+        call.entrypoint,
+        call.preload,
+        call.reuse is not None,
     )
 
 

@@ -44,7 +44,7 @@ __all__ = [
 
 # Kinds. From the pool: the request, the context when asked. From the child: an empty CONTEXT asks.
 REQUEST, CONTEXT, LOG, RESULT, PROBLEM = b"Q", b"C", b"L", b"R", b"X"
-# From the pool, before any request: import this handler, for its call is expected.
+# From the pool, before any request: what will be called, and whether to import it already.
 PREPARE = b"P"
 # Before any request, with a token of zeros: the child is ready; why it could not be confined.
 READY, UNCONFINED = b"Y", b"U"

@@ -18,7 +18,15 @@ const REQUEST_MAX_BYTES = 256 * 1024 * 1024; // the pool is trusted; this catche
 const LINE_MAX_BYTES = 16 * 1024; // of a log message
 const LINE_COST_BYTES = 100; // as `wire.LINE_COST_BYTES`
 const SCRATCH_BYTES = 64 * 1024;
-const KINDS = { request: 'Q', context: 'C', log: 'L', result: 'R', problem: 'X', ready: 'Y' };
+const KINDS = {
+  request: 'Q',
+  context: 'C',
+  log: 'L',
+  result: 'R',
+  problem: 'X',
+  ready: 'Y',
+  preparation: 'P',
+};
 
 const { readSync, writeSync } = fs;
 const { parse, stringify } = JSON;
@@ -40,11 +48,15 @@ let logLeft = 0;
 let read = readSync;
 let write = writeSync;
 
-/** Wait for a request; the process ends if the pool goes away instead. */
-function receiveRequest() {
-  const request = receive(KINDS.request);
-  logLeft = request.log_bytes;
-  return request;
+/**
+ * Wait for a request, or before it for a preparation; the process ends if the pool goes away
+ * instead. What is logged before a request has nobody to belong to.
+ */
+function receiveNext() {
+  const value = receive(KINDS.request, KINDS.preparation);
+  const isRequest = scratch[4] === charCode(KINDS.request, 0);
+  logLeft = isRequest ? value.log_bytes : -1;
+  return isRequest ? { request: value } : { preparation: value };
 }
 
 /** Ask the pool for the execution's context. */
@@ -55,14 +67,20 @@ function fetchContext() {
 
 /** Read these frames (kind and value of each) instead of the pool's, and send nobody anything. */
 function rehearse(frames) {
-  const texts = frames.map(([kind, value]) => [KINDS[kind], stringify(value)]);
+  const stream = Buffer.concat(
+    frames.map(([kind, value]) => {
+      const bytes = Buffer.concat([Buffer.alloc(HEAD_BYTES), Buffer.from(stringify(value))]);
+      writeLength(bytes, bytes.length - 4, 0);
+      bytes[4] = charCode(KINDS[kind], 0);
+      return bytes;
+    }),
+  );
+  let from = 0;
   write = (_fd, _bytes, _at, size) => size;
-  read = (_fd, bytes) => {
-    const [kind, text] = texts.shift();
-    const size = utf8Write(bytes, text, HEAD_BYTES);
-    writeLength(bytes, HEAD_BYTES + size - 4, 0);
-    bytes[4] = charCode(kind, 0);
-    return HEAD_BYTES + size;
+  read = (_fd, bytes, at, size) => {
+    const got = copyBytes(stream, bytes, at, from, from + size);
+    from += got;
+    return got;
   };
 }
 
@@ -160,33 +178,37 @@ function send(kind, text) {
   while (at < end) at += write(FD, bytes, at, end - at, null);
 }
 
-function receive(kind) {
+function receive(kind, otherwise = kind) {
   let bytes = scratch;
-  let end = HEAD_BYTES;
-  let have = 0;
-  while (have < end) {
-    let got = 0;
-    try {
-      got = read(FD, bytes, have, bytes.length - have, null);
-    } catch {} // the handler has spoilt the descriptor
-    if (got === 0) exit(0);
-    have += got;
-    if (end === HEAD_BYTES && have >= HEAD_BYTES) {
-      end = 4 + readLength(bytes, 0);
-      if (end < HEAD_BYTES || end > REQUEST_MAX_BYTES) refuse(`a frame of ${end} bytes`);
-      if (end > bytes.length) {
-        bytes = allocUnsafeSlow(end);
-        copyBytes(scratch, bytes, 0, 0, have);
-      }
-    }
+  fill(bytes, 0, HEAD_BYTES);
+  const end = 4 + readLength(bytes, 0);
+  if (end < HEAD_BYTES || end > REQUEST_MAX_BYTES) refuse(`a frame of ${end} bytes`);
+  if (end > bytes.length) {
+    bytes = allocUnsafeSlow(end);
+    copyBytes(scratch, bytes, 0, 0, HEAD_BYTES);
   }
-  if (have > end) refuse('more than was asked for');
-  if (bytes[4] !== charCode(kind, 0)) refuse(`a frame of kind ${bytes[4]}`);
+  fill(bytes, HEAD_BYTES, end);
+  const found = bytes[4];
+  if (found !== charCode(kind, 0) && found !== charCode(otherwise, 0)) {
+    refuse(`a frame of kind ${found}`);
+  }
   if (kind === KINDS.request) copyBytes(bytes, token, 0, TOKEN_AT, HEAD_BYTES);
   try {
     return parse(utf8Slice(bytes, HEAD_BYTES, end));
   } catch {
     return refuse('no JSON');
+  }
+}
+
+/** Read from `at` to `end`, and nothing of the next frame. */
+function fill(bytes, at, end) {
+  while (at < end) {
+    let got = 0;
+    try {
+      got = read(FD, bytes, at, end - at, null);
+    } catch {} // the handler has spoilt the descriptor
+    if (got === 0) exit(0);
+    at += got;
   }
 }
 
@@ -202,7 +224,7 @@ module.exports = {
   fetchContext,
   log,
   plainText,
-  receiveRequest,
+  receiveNext,
   rehearse,
   sayReady,
   sendProblem,

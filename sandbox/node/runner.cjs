@@ -13,7 +13,7 @@ const { isNativeError, isPromise } = require('util').types;
 
 const channel = require('./channel.cjs');
 const { Context } = require('./context.cjs');
-const { load } = require('./handler.cjs');
+const { load, readAhead } = require('./handler.cjs');
 const output = require('./output.cjs');
 const { check } = require('./plain.cjs');
 const refusals = require('./refusals.cjs');
@@ -41,6 +41,7 @@ const Promise_ = Promise;
 
 let handler;
 let isPrepared = false;
+let giveUp; // on an import ahead
 let next; // what follows an execution in a process that serves again
 let execution = null; // the one that runs
 
@@ -144,10 +145,33 @@ class Execution {
 }
 
 function serve() {
-  const request = channel.receiveRequest();
-  if (!isPrepared) prepare(request);
+  const { request, preparation } = channel.receiveNext();
+  if (!isPrepared) prepare(request ?? preparation);
+  if (preparation) return becomeReady(preparation);
   execution = new Execution(request);
   execution.run();
+}
+
+/** Before there is a call: read what will be called, or import it. */
+function becomeReady({ root, entrypoint, import: isImported }) {
+  if (!isImported) {
+    readAhead(root, entrypoint);
+    return serve();
+  }
+  const done = (loaded) => {
+    if (giveUp === undefined) return;
+    giveUp = undefined;
+    handler = loaded; // if that failed it is tried again with the call, which is told
+    serve();
+  };
+  giveUp = () => done(undefined);
+  try {
+    const loaded = load(root, entrypoint);
+    if (!isPromise(loaded)) return done(loaded);
+    then(loaded, done, giveUp);
+  } catch {
+    giveUp();
+  }
 }
 
 /** Wait until the package is there, and make the process look like its own program. */
@@ -241,5 +265,6 @@ process.on('uncaughtException', (error) => execution?.fail(error));
 process.on('beforeExit', () => {
   later(() => {}); // so that this is asked again
   execution?.fail(new Error(NEVER));
+  giveUp?.();
 });
 rehearse(start);

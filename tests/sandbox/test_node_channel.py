@@ -100,7 +100,6 @@ def test_nothing_of_the_package_is_read_before_the_word(node, tmp_path):
         struct.pack("!I", 2**31) + b"Q" + bytes(8),
         struct.pack("!I", 8) + b"Q" + bytes(8),
         wire.frame(b"R", bytes(8), b"{}"),
-        wire.frame(b"Q", bytes(8), b"{}") + b"more",
         wire.frame(b"Q", bytes(8), b"not json"),
     ],
 )

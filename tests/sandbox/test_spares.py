@@ -17,7 +17,7 @@ from sandbox import Call, Ending, Limits, Policy, Pool, PoolSettings
 from sandbox.child import Fitting
 from sandbox.demand import IDLE_S, Demand
 
-_A, _B = (Fitting(f"/{name}", 1, 1, 1, 1, 0) for name in "ab")
+_A, _B = (Fitting(f"/{name}", 1, 1, 1, 1, 0, "h.py:f", False, False) for name in "ab")
 _READS = """
 import os
 def handle(input, ctx):
@@ -216,3 +216,51 @@ async def test_an_import_that_fails_ahead_fails_the_call_as_it_would(
         await asyncio.sleep(0.05)
     good = write_package(tmp_path / "good", "def handle(input, ctx): return 'good'")
     assert (await pool.run(Call(good, preload=True))).result["output"] == "good"
+
+
+_NODE = """
+const at = Date.now();
+const data = Buffer.alloc(150 << 20, 1); // so that it shows from outside
+console.log('nobody hears this');
+exports.handle = (input) => at < input;
+"""
+_MODULE = """
+const at = await Promise.resolve(Date.now());
+const data = Buffer.alloc(150 << 20, 1);
+export const handle = (input) => at < input;
+"""
+
+
+@pytest.mark.parametrize(("file", "code"), [("handler.js", _NODE), ("handler.mjs", _MODULE)])
+@pytest.mark.parametrize("preload", [False, True])
+async def test_node_imports_ahead_too(pool, tmp_path, file, code, preload):
+    package = write_package(tmp_path / "node", "", {file: code})
+    call = Call(package, f"{file}:handle", "node", input=0, preload=preload)
+    await _twice(pool, call)
+    if preload:
+        await _grown(pool, 150 << 20)
+    reply = await pool.run(dataclasses.replace(call, input=time.time() * 1000))
+    assert reply.ending is Ending.RESULT, reply
+    assert reply.result["output"] is True or not preload
+    heard = [line.message for line in reply.logs]
+    assert heard == (["nobody hears this"] if file == "handler.js" and not preload else [])
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("throw new Error('at import')", "Error: at import"),
+        ("exports.handle = 1", "cannot find handle"),
+        ("export const handle = await new Promise(() => {})", "never settle"),
+    ],
+)
+async def test_an_import_of_node_that_fails_ahead_fails_the_call_as_it_would(
+    pool, tmp_path, code, says
+):
+    file = "handler.mjs" if "await" in code else "handler.js"
+    package = write_package(tmp_path / "node", "", {file: code})
+    call = Call(package, f"{file}:handle", "node", preload=True)
+    for _ in range(4):
+        reply = await pool.run(call)
+        assert says in f"{reply.message} {reply.result}", reply
+        await asyncio.sleep(0.1)

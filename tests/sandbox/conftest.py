@@ -1,4 +1,4 @@
-"""One pool for the whole folder (0.2 s to start), and packages written on the spot."""
+"""One pool for the whole folder (0.2 s to start), an open one, and packages written on the spot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest_asyncio
 from attacks import write_package
 from bare_node import BareNode, request
 
-from sandbox import Pool, PoolSettings
+from sandbox import ALL_LAYERS, Pool, PoolSettings
 
 # What a handler must not find in its environment or its memory.
 os.environ["SANDBOX_TEST_SECRET"] = "TEST_MEMORY_SECRET_VALUE"
@@ -19,6 +19,17 @@ os.environ["SANDBOX_TEST_SECRET"] = "TEST_MEMORY_SECRET_VALUE"
 async def pool():
     """A pool with every layer, shared: no test may leave anything in it."""
     pool = Pool(PoolSettings(slots=4, idle_ms=600_000))  # attacks ask whether a server died
+    await pool.start()
+    yield pool
+    await pool.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def open_pool():
+    """A pool without any layer: here attacks succeed."""
+    everything = frozenset(ALL_LAYERS)
+    settings = PoolSettings(slots=2, required_layers=frozenset(), without=everything)
+    pool = Pool(settings)
     await pool.start()
     yield pool
     await pool.close()

@@ -12,7 +12,7 @@ import pytest_asyncio
 from attacks import ATTACKS, FATAL, GETS_THROUGH, NEIGHBOURS, run_attack, with_victim
 
 import sandbox
-from sandbox import ALL_LAYERS, Pool, PoolSettings
+from sandbox import Pool, PoolSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 _root_only = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
@@ -22,17 +22,6 @@ _root_only = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
 async def own_pool():
     """A pool with every layer, for attacks that need two slots for themselves."""
     pool = Pool(PoolSettings(slots=2))
-    await pool.start()
-    yield pool
-    await pool.close()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def open_pool():
-    """A pool without any layer: here attacks succeed."""
-    everything = frozenset(ALL_LAYERS)
-    settings = PoolSettings(slots=2, required_layers=frozenset(), without=everything)
-    pool = Pool(settings)
     await pool.start()
     yield pool
     await pool.close()

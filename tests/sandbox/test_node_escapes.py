@@ -5,25 +5,12 @@ from __future__ import annotations
 import os
 
 import pytest
-import pytest_asyncio
 from node_attacks import NODE_ATTACKS, run_node_attack
 
 import sandbox
-from sandbox import ALL_LAYERS, Pool, PoolSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 _root_only = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def open_pool():
-    """A pool without any layer: here attacks succeed."""
-    everything = frozenset(ALL_LAYERS)
-    settings = PoolSettings(slots=1, required_layers=frozenset(), without=everything)
-    pool = Pool(settings)
-    await pool.start()
-    yield pool
-    await pool.close()
 
 
 @pytest.mark.parametrize("attack", NODE_ATTACKS, ids=lambda attack: attack.name)

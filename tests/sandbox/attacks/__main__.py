@@ -23,10 +23,8 @@ from attacks import (
     run_haunting,
     with_victim,
 )
-from attacks.inventory import difference, inventory
+from attacks.inventory import inventory, left_since
 from sandbox import Pool, PoolSettings
-
-_PATIENCE_S = 5.0
 
 
 async def _main() -> dict[str, object]:
@@ -36,19 +34,8 @@ async def _main() -> dict[str, object]:
         await _life(folder / "warm", ATTACKS[:1], HAUNTINGS[:1])
         before = inventory(folder)
         layers, outcomes = await _life(folder / "all", ATTACKS + FATAL, HAUNTINGS)
-        left = await _left(folder, before)
+        left = await left_since(before, folder)
     return {"layers": layers, "outcomes": outcomes, "left": left}
-
-
-async def _left(folder: Path, before: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
-    """What is still there after a while: the last processes die by themselves."""
-    try:
-        async with asyncio.timeout(_PATIENCE_S):
-            while difference(before, inventory(folder)):  # noqa: ASYNC110  no event to await
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        pass
-    return difference(before, inventory(folder))
 
 
 async def _life(

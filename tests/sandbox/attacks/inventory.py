@@ -7,14 +7,16 @@ where nobody else makes any. It only reads.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
 from collections import Counter
 from pathlib import Path
 
-__all__ = ["difference", "inventory"]
+__all__ = ["inventory", "left_since"]
 
+_PATIENCE_S = 5.0
 _TEMP = ("/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue")
 _TABLES = ("net/unix", "net/tcp", "net/tcp6", "net/udp", "net/udp6", "net/raw", "net/packet")
 _SYSTEM_V = ("sysvipc/shm", "sysvipc/msg", "sysvipc/sem")
@@ -34,7 +36,18 @@ def inventory(ignore: Path) -> dict[str, dict[str, int]]:
     }
 
 
-def difference(
+async def left_since(before: dict[str, dict[str, int]], ignore: Path) -> dict[str, dict[str, int]]:
+    """What there is more of than `before`, after a while: the last processes die by themselves."""
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            while _difference(before, inventory(ignore)):  # noqa: ASYNC110  no event to await
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        pass
+    return _difference(before, inventory(ignore))
+
+
+def _difference(
     before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]
 ) -> dict[str, dict[str, int]]:
     """What there is more of afterwards."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from attacks.attack import SURVIVOR, Attack
 from sandbox import Call, Ending, Pool, Reply
 
-__all__ = ["report", "run_attack", "survivors", "write_package"]
+__all__ = ["judged", "run_attack", "survivors", "write_package"]
 
 _PATIENCE_S = 30.0
 
@@ -40,14 +40,19 @@ def write_package(folder: Path, code: str, files: dict[str, str | bytes] | None 
 
 
 async def run_attack(pool: Pool, folder: Path, attack: Attack) -> dict[str, object]:
-    """Whether it succeeded, and its own report or how it ended.
+    """Whether it succeeded, and its own report or how it ended (see `judged`)."""
+    code = attack.code if attack.won else attack.code + _WRAP
+    package = write_package(folder / "attacked-packages" / attack.name, code, dict(attack.files))
+    call = Call(package, limits=attack.limits, policy=attack.policy, reuse=attack.reuse)
+    return await judged(pool, attack, call)
+
+
+async def judged(pool: Pool, attack: Attack, call: Call) -> dict[str, object]:
+    """Run the attack by this call of it: whether it succeeded, and its report or how it ended.
 
     Only one attack that tries to survive may run at a time on a host: survivors are known by
     their name alone.
     """
-    code = attack.code if attack.won else attack.code + _WRAP
-    package = write_package(folder / "attacked-packages" / attack.name, code, dict(attack.files))
-    call = Call(package, limits=attack.limits, policy=attack.policy, reuse=attack.reuse)
     servers = pool.server_pids
     try:
         async with asyncio.timeout(_PATIENCE_S):
@@ -60,10 +65,20 @@ async def run_attack(pool: Pool, folder: Path, attack: Attack) -> dict[str, obje
         return {"succeeded": True, "because": "the fork server died", "reply": repr(reply)}
     if SURVIVOR in attack.code and (alive := survivors()):
         return {"succeeded": True, "because": f"these live on: {alive}"}
-    return report(attack, reply)
+    return _report(attack, reply)
 
 
-def report(attack: Attack, reply: Reply) -> dict[str, object]:
+def survivors(name: str = SURVIVOR) -> list[int]:
+    """Processes of the host with the name that survivors give themselves."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/task/*/comm"):
+        with contextlib.suppress(OSError):
+            if path.read_text().strip() == name:
+                found.append(int(path.parts[2]))
+    return sorted(set(found))
+
+
+def _report(attack: Attack, reply: Reply) -> dict[str, object]:
     """What the reply says about the attack; `succeeded` None: it was not tried at all."""
     if attack.won is not None:
         said = {"ending": str(reply.ending), "message": reply.message, "result": reply.result}
@@ -75,13 +90,3 @@ def report(attack: Attack, reply: Reply) -> dict[str, object]:
     if reply.result["outcome"] != "success":
         return {"succeeded": None, "broken": reply.result["error"]["message"]}
     return dict(reply.result["output"])
-
-
-def survivors(name: str = SURVIVOR) -> list[int]:
-    """Processes of the host with the name that survivors give themselves."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/task/*/comm"):
-        with contextlib.suppress(OSError):
-            if path.read_text().strip() == name:
-                found.append(int(path.parts[2]))
-    return sorted(set(found))

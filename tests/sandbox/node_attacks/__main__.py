@@ -9,12 +9,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from attacks.inventory import difference, inventory
+from attacks.inventory import inventory, left_since
 
 from node_attacks import NODE_ATTACKS, run_node_attack
 from sandbox import Pool, PoolSettings
-
-_PATIENCE_S = 5.0
 
 
 async def _main() -> dict[str, object]:
@@ -24,13 +22,7 @@ async def _main() -> dict[str, object]:
         await _life(folder, 1)
         before = inventory(folder)
         layers, outcomes = await _life(folder, len(NODE_ATTACKS))
-        try:
-            async with asyncio.timeout(_PATIENCE_S):  # the last processes die by themselves
-                while difference(before, inventory(folder)):  # noqa: ASYNC110  nothing to await
-                    await asyncio.sleep(0.01)
-        except TimeoutError:
-            pass
-        left = difference(before, inventory(folder))
+        left = await left_since(before, folder)
     return {"layers": layers, "outcomes": outcomes, "left": left}
 
 

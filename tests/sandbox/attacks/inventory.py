@@ -56,11 +56,14 @@ def _difference(
 
 
 def _processes() -> list[str]:
+    """By number and name, and whether it is a zombie: one that slept before and runs now, or the
+    other way round, is the same one."""
     found = []
     for path in Path("/proc").glob("[0-9]*/comm"):
         with contextlib.suppress(OSError):
             state = path.with_name("stat").read_text().rpartition(")")[2].split()[0]
-            found.append(f"{path.parts[2]} {path.read_text().strip()} {state}")
+            zombie = " (zombie)" if state == "Z" else ""
+            found.append(f"{path.parts[2]} {path.read_text().strip()}{zombie}")
     return found
 
 

@@ -10,6 +10,7 @@ const fs = require('fs');
 const { inspect } = require('util');
 
 const { check } = require('./plain.cjs');
+const { uncurried } = require('./primordials.cjs');
 
 const FD = 3;
 const HEAD_BYTES = 4 + 1 + 8; // length, kind, token
@@ -32,7 +33,6 @@ const { readSync, writeSync } = fs;
 const { parse, stringify } = JSON;
 const { keys } = Object;
 const { byteLength, allocUnsafeSlow } = Buffer;
-const uncurried = Function.prototype.call.bind.bind(Function.prototype.call);
 const charCode = uncurried(String.prototype.charCodeAt);
 const toWellFormed = uncurried(String.prototype.toWellFormed);
 const utf8Write = uncurried(Buffer.prototype.utf8Write);

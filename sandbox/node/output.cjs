@@ -8,8 +8,8 @@ const { Writable } = require('stream');
 const { StringDecoder } = require('string_decoder');
 
 const channel = require('./channel.cjs');
+const { uncurried } = require('./primordials.cjs');
 
-const uncurried = Function.prototype.call.bind.bind(Function.prototype.call);
 const split = uncurried(String.prototype.split);
 const slice = uncurried(String.prototype.slice);
 const bufferFrom = Buffer.from;

@@ -4,13 +4,14 @@
 // Owns the rules of what may leave a handler (the same as `wire.encode` has for Python, in the
 // words of JavaScript). It changes nothing and sends nothing.
 
+const { uncurried } = require('./primordials.cjs');
+
 const DEPTH_MAX = 200; // as deep as the pool's own JSON parser goes
 
 const { isArray } = Array;
 const { isFinite } = Number;
 const { keys } = Object;
 const { isMap, isPromise, isSet } = require('util').types;
-const uncurried = Function.prototype.call.bind.bind(Function.prototype.call);
 const isWellFormed = uncurried(String.prototype.isWellFormed);
 
 /** Throw a TypeError, in words, for a value that is not plain JSON; `undefined` is left out. */

@@ -13,9 +13,11 @@ const timersPromises = require('timers/promises');
 const path = require('path');
 const workers = require('worker_threads'); // 2 ms, for what no later hook could reach
 
+const { uncurried } = require('./primordials.cjs');
+
 const { isBuiltin, _resolveFilename: resolve } = Module;
 const { defineProperty } = Object;
-const startsWith = Function.prototype.call.bind(String.prototype.startsWith);
+const startsWith = uncurried(String.prototype.startsWith);
 
 function refusal(what, instead) {
   return function refused() {

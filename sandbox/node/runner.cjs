@@ -16,6 +16,7 @@ const { Context } = require('./context.cjs');
 const { load, readAhead } = require('./handler.cjs');
 const output = require('./output.cjs');
 const { check } = require('./plain.cjs');
+const { uncurried } = require('./primordials.cjs');
 const refusals = require('./refusals.cjs');
 const timers = require('./timers.cjs');
 
@@ -30,7 +31,6 @@ const { stringify } = JSON;
 const { byteLength } = Buffer;
 const exit = process.reallyExit.bind(process);
 const later = setImmediate;
-const uncurried = Function.prototype.call.bind.bind(Function.prototype.call);
 const then = uncurried(Promise.prototype.then);
 const tested = uncurried(RegExp.prototype.test);
 const split = uncurried(String.prototype.split);

@@ -36,6 +36,7 @@ class Vitals:
     def health(self) -> dict[str, Any]:
         """What `GET /v1/health` answers."""
         sandbox = self._sandbox()
+        pool = self._pool.statistics()
         refusal = self._store.refusal
         status = "ok" if sandbox["status"] == "ok" and refusal is None else "degraded"
         return {
@@ -50,7 +51,7 @@ class Vitals:
                 "sandbox": sandbox,
                 "dispatcher": {
                     "status": "ok",
-                    "detail": f"{self._dispatcher.running} of {self._pool.slots} slots busy",
+                    "detail": f"{pool['busy']} of {pool['slots']} slots busy",
                 },
             },
         }

@@ -3,7 +3,8 @@
 The reader refuses rather than repairs: what two programs could read differently (data between
 entries, names that collide, wrong sizes) is not a package. The list of entries is read by the
 standard library; everything it believes is checked here against the bytes, and nothing is inflated
-beyond a limit. It never touches a file.
+beyond a limit. A built package also lists its files with their SHA-256 in its handler.json, and is
+exactly that list. It never touches a file.
 """
 
 from __future__ import annotations
@@ -15,13 +16,26 @@ import struct
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from flowmonkeyd.documents.text import parse_json
 from flowmonkeyd.errors import Invalid, Problem
 
-__all__ = ["MANIFEST", "content_digest", "pack_files", "read_archive"]
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "SIGNATURE",
+    "content_digest",
+    "listed_files",
+    "pack_files",
+    "read_archive",
+]
 
 MANIFEST = "handler.json"
+SIGNATURE = "handler.sig"
+# What `package.format` in a built package's handler.json must be.
+FORMAT = 1
 FILES_MAX = 1000
 FILE_BYTES_MAX = 10 * 1024 * 1024
 TOTAL_BYTES_MAX = 50 * 1024 * 1024
@@ -51,13 +65,16 @@ _NOT_IN_NAMES = frozenset('\\:*?"<>|')
 def pack_files(files: Mapping[str, bytes]) -> bytes:
     """A ZIP of `files` (relative name to content); the same files make the same bytes.
 
-    Raises Invalid for what `read_archive` would refuse.
+    handler.json comes first, then handler.sig, then the rest by name. Raises Invalid for what
+    `read_archive` would refuse.
     """
     _check_names(files)
     _check_sizes({name: len(data) for name, data in files.items()})
+    order = sorted(files, key=lambda name: (name != MANIFEST, name != SIGNATURE, name))
+    _check_list(files, order)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in sorted(files, key=lambda name: (name != MANIFEST, name)):
+        for name in order:
             entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
             entry.create_system = 3  # Unix, wherever this runs
             entry.external_attr = (stat.S_IFREG | 0o644) << 16
@@ -70,7 +87,8 @@ def read_archive(data: bytes) -> Mapping[str, bytes]:
     """The files of a ZIP held in memory, by name; folders are not kept, files make them.
 
     Raises Invalid for anything but regular stored or deflated files with relative, plain, distinct
-    NFC names within the limits, one after the other without gaps.
+    NFC names within the limits, one after the other without gaps; and, when handler.json has
+    `package`, for anything but the files listed there, in the order of `pack_files`.
     """
     if len(data) > ARCHIVE_BYTES_MAX:
         raise _refused(f"it has {len(data)} bytes, and at most {ARCHIVE_BYTES_MAX} are allowed")
@@ -80,21 +98,69 @@ def read_archive(data: bytes) -> Mapping[str, bytes]:
     _check_names(entry.orig_filename for entry in entries)
     _check_sizes({e.orig_filename: e.file_size for e in entries})
     files, at = {}, 0
-    for entry in sorted(entries, key=lambda e: e.header_offset):
+    entries.sort(key=lambda e: e.header_offset)
+    for entry in entries:
         content, at = _content(data, entry, at)
         if not entry.orig_filename.endswith("/"):
             files[entry.orig_filename] = content
     if at != _END.unpack_from(data, len(data) - _END.size)[6]:
         raise _refused("there are bytes between its files and its list of files")
+    _check_list(files, [entry.orig_filename for entry in entries])
     return files
 
 
 def content_digest(files: Mapping[str, bytes]) -> str:
-    """SHA-256 of names and contents in hexadecimal: how they were packed makes no difference."""
+    """SHA-256 of names and contents in hexadecimal: how they were packed makes no difference.
+
+    handler.sig does not count: signing does not make another package.
+    """
     whole = hashlib.sha256()
-    for name in sorted(files):
+    for name in sorted(files.keys() - {SIGNATURE}):
         whole.update(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n".encode())
     return whole.hexdigest()
+
+
+def listed_files(files: Mapping[str, bytes]) -> dict[str, str]:
+    """What `package.files` of a built package must be: the SHA-256 of each file by its name, of
+    all but handler.json, which holds the list, and handler.sig, which signs it."""
+    names = sorted(files.keys() - {MANIFEST, SIGNATURE})
+    return {name: hashlib.sha256(files[name]).hexdigest() for name in names}
+
+
+def _check_list(files: Mapping[str, bytes], order: Sequence[str]) -> None:
+    """`order` is the archive's own, with folders."""
+    package = _package(files.get(MANIFEST))
+    if package is None:
+        if SIGNATURE in files:
+            raise _refused("it is signed and was not built; build it, then sign it")
+        return
+    if package.get("format") != FORMAT:
+        raise _refused(f"its format is not {FORMAT}; it needs a newer version, or another build")
+    listed = package.get("files")
+    if not isinstance(listed, dict):
+        raise _refused("its handler.json has no package.files")
+    found = listed_files(files)
+    for name in sorted(found.keys() | listed.keys()):
+        if name not in listed:
+            raise _refused(f"{name!r} is not in the list of files of its handler.json")
+        if name not in found:
+            raise _refused(f"{name!r} is in the list of files of its handler.json and not there")
+        if found[name] != listed[name]:
+            raise _refused(f"{name!r} is not the file that was built: its SHA-256 differs")
+    signed = [SIGNATURE] if SIGNATURE in files else []
+    if list(order) != [MANIFEST, *signed, *sorted(found)]:
+        raise _refused(f"its entries are not {MANIFEST}, {SIGNATURE} and then its files by name")
+
+
+def _package(manifest: bytes | None) -> dict[str, Any] | None:
+    """`package` of a handler.json that can be read; one that cannot is its reader's to refuse."""
+    try:
+        package = parse_json(manifest).get("package") if manifest is not None else None
+    except Invalid:
+        return None
+    if package is not None and not isinstance(package, dict):
+        raise _refused("package in its handler.json is not an object")
+    return package
 
 
 def _entries(data: bytes) -> list[zipfile.ZipInfo]:

@@ -37,6 +37,7 @@ __all__ = [
     "Input",
     "Manifest",
     "Network",
+    "Package",
     "Stateful",
     "json_schema",
     "parse_manifest",
@@ -75,6 +76,8 @@ class _Handler(_Model):
     name: Text | None = None
     description: Annotated[StrictStr, Field(max_length=10_000)] | None = None
     category: Text | None = None
+    publisher: Text | None = None
+    license: Text | None = None
     runtime: Literal["python", "node"] = "python"
     entrypoint: Annotated[StrictStr, Field(max_length=256)] = "handler.py:handle"
     stateful: StrictBool = False
@@ -155,12 +158,27 @@ class _Execution(_Model):
     resources: Literal["light", "medium", "heavy", "gpu"] | None = None
 
 
+class _Schemas(_Model):
+    input: dict[str, Any] | None = None
+    output: dict[str, Any] | None = None
+
+
+class _Package(_Model):
+    format: Literal[1]
+    # Long, and only the archive's reader needs it: what is kept of a manifest is without.
+    files: dict[str, Annotated[StrictStr, Field(pattern="^[0-9a-f]{64}$")]] | None = None
+    builder: Text
+    sbom: Text | None = None
+
+
 class _Document(_Model):
     schema_: Any = Field(default=None, alias="$schema")
     handler: _Handler
     inputs: list[_Input] = Field(default_factory=list)
     execution: _Execution = _Execution()
     dependencies: dict[str, StrictStr] = Field(default_factory=dict)
+    schemas: _Schemas | None = None
+    package: _Package | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,16 +220,28 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
+class Package:
+    """That a package was built, and by what (`flowmonkey/1.0.0`); `sbom` is the name of the file
+    that lists what is in it."""
+
+    builder: str
+    sbom: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """A handler's manifest. `timeout_ms` is the lower of `handler.timeout` and `execution.ttl`
     (its default for a stateful handler); `stateful` is None for a stateless handler, `network`
-    for one without."""
+    for one without. `input_schema` and `output_schema` are JSON Schemas (2020-12) or None;
+    `package` is None for a folder that was published as it is."""
 
     type: str
     version: str
     name: str | None
     description: str | None
     category: str | None
+    publisher: str | None
+    license: str | None
     runtime: Literal["python", "node"]
     entrypoint: str
     stateful: Stateful | None
@@ -222,6 +252,9 @@ class Manifest:
     filesystem: Literal["none", "readonly", "temp"]
     inputs: tuple[Input, ...]
     dependencies: Mapping[str, str]
+    input_schema: Mapping[str, Any] | None
+    output_schema: Mapping[str, Any] | None
+    package: Package | None
 
 
 def parse_manifest(source: str | bytes | Mapping[str, Any]) -> Manifest:
@@ -364,6 +397,8 @@ def _manifest(shape: _Document) -> Manifest:
         name=handler.name,
         description=handler.description,
         category=handler.category,
+        publisher=handler.publisher,
+        license=handler.license,
         runtime=handler.runtime,
         entrypoint=handler.entrypoint,
         stateful=stateful,
@@ -374,6 +409,9 @@ def _manifest(shape: _Document) -> Manifest:
         filesystem=execution.sandbox.filesystem,
         inputs=tuple(map(_input, shape.inputs)),
         dependencies=shape.dependencies,
+        input_schema=shape.schemas.input if shape.schemas else None,
+        output_schema=shape.schemas.output if shape.schemas else None,
+        package=Package(shape.package.builder, shape.package.sbom) if shape.package else None,
     )
 
 

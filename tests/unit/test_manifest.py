@@ -330,7 +330,7 @@ def test_any_value_anywhere_is_read_or_refused_and_never_anything_else(path, val
 def test_the_schema_names_every_field_as_it_is_written():
     schema = json_schema()
     assert set(schema["properties"]) == {
-        "$schema", "handler", "inputs", "execution", "dependencies",
+        "$schema", "handler", "inputs", "execution", "dependencies", "schemas", "package",
     }  # fmt: skip
     assert schema["additionalProperties"] is False
     json.dumps(schema)

@@ -12,6 +12,7 @@ import fcntl
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -272,6 +273,9 @@ def main(
         click.echo(print_config(loaded))
         return
     logs.configure(loaded.settings.log.format, loaded.settings.log.level)
+    # Each connection of a handler takes two descriptors here, each process five.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # what it says, we say ourselves
     try:
         uvloop.run(_run(Daemon(loaded), flags))

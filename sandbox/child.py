@@ -210,7 +210,10 @@ class Child:
 
 def _pid_of(pidfd: int) -> int:
     """The process id as this process's /proc shows it (pidfd_open(2), fdinfo)."""
-    fd = os.open(f"/proc/self/fdinfo/{pidfd}", os.O_RDONLY)
+    try:
+        fd = os.open(f"/proc/self/fdinfo/{pidfd}", os.O_RDONLY)
+    except OSError:  # this process may open no more
+        return -1
     try:
         return int(os.read(fd, 1024).split(b"\nPid:", 1)[1].split(None, 1)[0])
     except IndexError:

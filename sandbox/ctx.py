@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from sandbox.wire import EMITS_MAX
+
 __all__ = ["Answer", "Context", "Log", "Secrets"]
 
 _NOTHING: Any = object()
@@ -108,6 +110,8 @@ class Context:
 
     def emit(self, event: str, data: Any = None) -> None:
         """Publish an event of the execution."""
+        if len(self._emitted) == EMITS_MAX:
+            raise ValueError(f"cannot emit more than {EMITS_MAX} events in one execution")
         self._emitted.append((_text("event", event), data))
 
     def update(self, key: str, value: Any) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sandbox.model import Ending
-from sandbox.wire import ProtocolError
+from sandbox.wire import EMITS_MAX, ProtocolError
 
 __all__ = ["Facts", "checked_result", "classify"]
 
@@ -85,6 +85,7 @@ def checked_result(value: Any) -> dict[str, Any]:
     updates, emitted = value.get("updates", {}), value.get("emitted", [])
     _require(isinstance(updates, dict), "updates must be an object")
     _require(isinstance(emitted, list), "emitted must be a list")
+    _require(len(emitted) <= EMITS_MAX, f"more than {EMITS_MAX} events")
     for event in emitted:
         _require(isinstance(event, list) and len(event) == 2, "an event is a name and data")
         _require(_is_text(event[0], _CODE_MAX), "an event's name must be a short text")

@@ -41,6 +41,7 @@ _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.05, 5.0
 _FAILURES_MAX = 3  # deaths in a row without one child: callers are told, tries go on
 _NODE_PAUSE_S = 1.0
 _FDS_MAX = 128
+_CHILD_FDS = 4
 _BOOT = (
     "import sys; sys.path.append(sys.argv[1]); from sandbox.zygote import main; sys.path.pop(); "
     "main(int(sys.argv[2]))"
@@ -189,6 +190,12 @@ class ForkServer:
                 self._put_back(future.result())  # it came in the same turn of the loop
             raise
 
+    def require(self, layers: list[str]) -> None:
+        """From now on nothing runs without these layers, whatever was required before."""
+        self._start = {**self._start, "required": layers}
+        with contextlib.suppress(ServerFailed):  # the next one is told when it starts
+            self._send(b"R" + json.dumps(layers).encode())
+
     def check(self) -> None:
         """See that the server answers: one that hangs would let its executions hang too. It is
         killed if it does not."""
@@ -315,6 +322,10 @@ class ForkServer:
             data, fds = b"", []
         if not data:
             self._lost()
+        elif data[0] == ord("F") and len(fds) != _CHILD_FDS:
+            for fd in fds:  # this process may open no more
+                os.close(fd)
+            self._stop_process()
         elif data[0] == ord("F"):
             self._on_forked(FORKED.unpack(data)[1], fds)
         elif data[0] == ord("P"):
@@ -333,6 +344,11 @@ class ForkServer:
     def _on_words(self, message: dict[str, Any], fds: list[int]) -> None:
         if "started" in message:
             self.missing = message["missing"]
+            if lacking := sorted(self.missing.keys() & set(self._start["required"])):
+                for fd in fds:
+                    os.close(fd)
+                self._fail(ServerFailed(lacking[0], self.missing[lacking[0]]))
+                return
             if "memory-watchdog" in self._start["layers"]:
                 self._bare_bytes = message["resident"]
             self._on_listeners(fds)

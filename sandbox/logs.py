@@ -14,9 +14,10 @@ from sandbox.model import LogLine, OnLog
 
 __all__ = ["Logs"]
 
-# What may come in log frames that are dropped, per byte that could be kept: in JSON a character
-# can take six, and a line its names. Whoever sends more does not use our shim.
+# What may come in log frames per byte that could be kept: in JSON a character can take six, and a
+# line its names. Whoever sends more does not use our shim.
 _FLOOD_RATIO = 8
+_FRAME_MAX_BYTES = 64 * 1024  # the shim stays below 34 KiB
 _LINE_MAX_BYTES = 64 * 1024
 _LEVELS = ("debug", "info", "warning", "error")
 _STREAMS = ("stdout", "stderr", "log")
@@ -32,16 +33,18 @@ class Logs:
         self._refilled = time.monotonic()
         self._on_log = on_log
         self._lines: list[LogLine] = []
-        self._dropped_bytes = 0
+        self._come_bytes = 0
         self._dropped_lines = 0
         self._partial: dict[str, bytes] = {}
 
     def on_frame(self, payload: bytes) -> None:
         """One line from the shim; raises ProtocolError for what is none, or too much of it."""
+        self._come_bytes += len(payload) + wire.LINE_COST_BYTES
+        if self._come_bytes > _FLOOD_RATIO * self._log_bytes + 1024 * 1024:
+            raise wire.ProtocolError("a flood of log lines")
+        if len(payload) > _FRAME_MAX_BYTES:
+            raise wire.ProtocolError("a log line of too many bytes")
         if self._left < 0:
-            self._dropped_bytes += len(payload) + wire.LINE_COST_BYTES
-            if self._dropped_bytes > _FLOOD_RATIO * self._log_bytes + 1024 * 1024:
-                raise wire.ProtocolError("a flood of log lines")
             return
         line = wire.decode(payload)
         if not isinstance(line, dict):

@@ -232,10 +232,11 @@ class Call:
 
     `package_dir` is the absolute path of its unpacked package; when the pool runs as root its
     files must be readable by everyone (0644, 0755), because the handler is not root; the folders
-    above may be closed. `entrypoint` is "file.py:name" (node: "file.js:name"). `input`, `config`
-    are JSON values or JsonText; `context` is a mapping or its JSON text as bytes and is sent only
-    if the handler reads it. `reuse` None: a new process, used once. `preload`: processes that wait
-    for this package may import the handler before there is a call.
+    above may be closed. Its files stay as they are while calls use them: a package that is another
+    one by now is to have another path. `entrypoint` is "file.py:name" (node: "file.js:name").
+    `input`, `config` are JSON values or JsonText; `context` is a mapping or its JSON text as bytes
+    and is sent only if the handler reads it. `reuse` None: a new process, used once. `preload`:
+    processes that wait for this package may import the handler before there is a call.
     """
 
     package_dir: str

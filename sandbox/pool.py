@@ -145,6 +145,9 @@ class Pool:
             slot.launch()
         self._layers = await self._try_layers(wanted, problems)
         self._missing = [layer for layer in self._layers.values() if not layer.available]
+        held = sorted(layer.name for layer in self._layers.values() if layer.available)
+        for slot in self._slots:
+            slot.require(held)
         self._free = self._slots[: self._floor][::-1]
         self._dormant = self._slots[self._floor :][::-1]
         self._idle.set()
@@ -345,10 +348,10 @@ class Pool:
                 visit = gateway.open(call.policy.network)
             except ValueError as exc:
                 raise ServerFailed("network", str(exc)) from exc
-        session = Session(child, call, request, on_log, slot)
         kept = False
         traffic = None
         try:
+            session = Session(child, call, request, on_log, slot)
             reply = await session.run()
             if reply.ending is Ending.RESULT and session.is_clean:
                 kept = slot.keep(call, key, child)

@@ -44,6 +44,7 @@ _PYC_HEADER_BYTES = 16  # PEP 552
 _PYC_START = importlib.util.MAGIC_NUMBER + b"\x01\0\0\0"
 
 _Handler = Callable[[Any, Context], Any]
+_Identity = tuple[str, int, int, int]
 
 
 class Runner:
@@ -60,7 +61,7 @@ class Runner:
         ]
         self._ballast = mmap.mmap(-1, _BALLAST_BYTES)  # not touched: address space only
         self._handler: _Handler | None = None
-        self._code_ahead: tuple[str, CodeType] | None = None
+        self._code_ahead: tuple[_Identity, CodeType] | None = None
 
     def serve(self, rehearsal: str) -> None:
         """Serve requests until the pool goes away, or until one is the last.
@@ -103,7 +104,7 @@ class Runner:
         """Read the handler's code before there is a call, and run none of it."""
         path = f"{root}/{entrypoint.rpartition(':')[0]}"
         with contextlib.suppress(OSError, ValueError, SyntaxError, EOFError, TypeError):
-            self._code_ahead = (path, _code(path))
+            self._code_ahead = (_identity(path), _code(path))
 
     def _import_ahead(self, root: str, entrypoint: str) -> None:
         """Load the handler before there is a call. If that fails it is tried again with the call,
@@ -313,7 +314,7 @@ class _Lines(io.RawIOBase):
         self._channel.log(self._stream, None, line.decode("utf-8", "replace"), {})
 
 
-def _load(root: str, entrypoint: str, ahead: tuple[str, CodeType] | None = None) -> _Handler:
+def _load(root: str, entrypoint: str, ahead: tuple[_Identity, CodeType] | None = None) -> _Handler:
     file, _, name = entrypoint.rpartition(":")
     sys.path.insert(0, root)
     sys.dont_write_bytecode = True  # there is nowhere to write it
@@ -328,7 +329,8 @@ def _load(root: str, entrypoint: str, ahead: tuple[str, CodeType] | None = None)
     spec.has_location = True
     module.__file__, module.__spec__, module.__loader__ = path, spec, loader
     module.__package__ = spec.parent
-    exec(ahead[1] if ahead and ahead[0] == path else _code(path), module.__dict__)
+    known = ahead is not None and ahead[0] == _identity(path)
+    exec(ahead[1] if ahead is not None and known else _code(path), module.__dict__)
     target: Any = getattr(module, name, None)
     if isinstance(target, type):
         instance = target()
@@ -337,6 +339,12 @@ def _load(root: str, entrypoint: str, ahead: tuple[str, CodeType] | None = None)
         raise ImportError(f"cannot find {name} in {file}: a function, or a class with handle()")
     handler: _Handler = target
     return handler
+
+
+def _identity(path: str) -> _Identity:
+    """What differs if the file is another one by now."""
+    found = os.stat(path)
+    return path, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _code(path: str) -> CodeType:

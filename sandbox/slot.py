@@ -112,6 +112,12 @@ class Slot:
             self.server = server
         return self.server
 
+    def require(self, layers: list[str]) -> None:
+        """From now on nothing runs here without these layers."""
+        self._start = {**self._start, "required": layers}
+        if self.server is not None:
+            self.server.require(layers)
+
     def check(self) -> None:
         """See that the slot's fork server answers."""
         if self.server is not None:
@@ -130,13 +136,14 @@ class Slot:
         """Bound the slot's control group for this call; raises ServerFailed."""
         if self.group is None:
             return
+        temp = call.limits.temp_bytes if call.policy.filesystem == "temp" else 0
         kept = sum(child.last_peak_bytes for child in self._kept.values())
         if self.server is not None:
             for profile in self.server.profiles:
                 kept += self.server.spares(profile) * _SPARE_BYTES[profile.is_node]
         try:
             self.group.limit(
-                memory_bytes=call.limits.memory_bytes + _GROUP_SLACK_BYTES + kept,
+                memory_bytes=call.limits.memory_bytes + temp + _GROUP_SLACK_BYTES + kept,
                 tasks=call.limits.threads + _GROUP_SLACK_TASKS,
                 cpu_share=call.limits.cpu_share,
             )
@@ -185,7 +192,8 @@ class Slot:
         if child in self._stopped:
             self._stopped.discard(child)
             child.go_on()
-        if child.ended.done() or not _is_silent(child.channel):
+        late = self._loop.time() - child.idle_since > child.idle_s
+        if late or child.ended.done() or not _is_silent(child.channel):
             child.close()
             return None
         return child
@@ -197,7 +205,11 @@ class Slot:
             return False
         if self._loop.time() - child.made_at > reuse.age_ms / 1000:
             return False
-        if len(self._kept) >= KEPT_MAX:
+        # Together they hold what one execution may: nobody else's executions are counted with.
+        while self._kept and (
+            len(self._kept) >= KEPT_MAX
+            or sum(map(_own_bytes, (child, *self._kept.values()))) > call.limits.memory_bytes
+        ):
             self._drop(next(iter(self._kept)))
         self._kept[key] = child
         self._stopping[child] = self._loop.call_later(_STOP_AFTER_S, self._stop, child)
@@ -262,6 +274,10 @@ class Slot:
         for fd in self._listeners:
             os.close(fd)
         self._listeners = fds
+
+
+def _own_bytes(child: Child) -> int:
+    return max(0, child.last_peak_bytes - child.bare_bytes)
 
 
 def _is_silent(channel: socket.socket) -> bool:

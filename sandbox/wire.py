@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 __all__ = [
     "CONTEXT",
     "DEPTH_MAX",
+    "EMITS_MAX",
     "ENDED",
     "FORKED",
     "LINE_COST_BYTES",
@@ -51,6 +52,7 @@ READY, UNCONFINED = b"Y", b"U"
 
 TOKEN_BYTES = 8
 LINE_COST_BYTES = 100  # an empty log line that is kept costs memory, a row and a wake-up too
+EMITS_MAX = 1000  # each is a row and a wake-up
 DEPTH_MAX = 200  # as deep as the daemon's own JSON parser goes
 
 # Messages between the pool and a fork server; both are ours and trusted.

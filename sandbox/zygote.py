@@ -7,8 +7,9 @@ result, and dies with its parent.
 
 Protocol (SOCK_SEQPACKET, one message each; `wire` has the layouts). From the pool `S` spawn and
 `T` take (a spawn may go on with a take): fixed binary, so that a package's path is never left in
-memory that children inherit; `P` ping, answered alike. To the pool `F` forked (with channel,
-stdout, stderr, pidfd), `E` ended, and JSON for what is rare: {"started", "missing", "resident"}
+memory that children inherit; `P` ping, answered alike; `R` the layers that are required from now
+on, as JSON. To the pool `F` forked (with channel, stdout, stderr, pidfd), `E` ended, and JSON for
+what is rare: {"started", "missing", "resident"}
 (what a child has before its handler allocates anything, in bytes; with the gateway's sockets),
 {"failed": layer, "reason"}, {"refused": n, "reason", "dead"}. A child says on its own channel that
 it is ready, or why it could not be confined.
@@ -185,7 +186,16 @@ class _Server:
             self._take(memoryview(self._buffer)[:size])
         elif kind == ord("P"):
             _send(self._control, b"P")
+        elif kind == ord("R"):
+            self._require(frozenset(json.loads(self._buffer[1:size])))
         linux.wipe(self._buffer, size)
+
+    def _require(self, required: frozenset[str]) -> None:
+        """What held when it was tried has to hold for good."""
+        self._plan.required = required
+        for layer in sorted(required & self._plan.missing.keys()):
+            _tell(self._control, {"failed": layer, "reason": self._plan.missing[layer]})
+            os._exit(1)
 
     def _spawn(self, message: memoryview) -> None:
         """Fork a child, with its package attached already if the message goes on to say which."""

@@ -27,6 +27,8 @@ from sandbox.model import Egress, Traffic
 __all__ = ["Gateway", "Visit"]
 
 _QUERIES_AT_ONCE = 16
+# Of each connection and direction to the outside: fixed, for nobody's memory limit counts it.
+_KERNEL_BUFFER_BYTES = 128 * 1024
 # What the kernel may hold for us when a visit opens; more would be a process still alive.
 _STALE_MAX = 4096
 # A handler that goes on after so many refusals is served one by one, this far apart, so that the
@@ -231,6 +233,8 @@ class Visit:
             judge = functools.partial(self._judge_hello, address, port)
         try:
             server = socket.socket(client.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                server.setsockopt(socket.SOL_SOCKET, option, _KERNEL_BUFFER_BYTES)
         except OSError as exc:  # no descriptors left
             self.tally.deny(spelled(host, port), f"cannot be reached: {exc.strerror}")
             reset(client)

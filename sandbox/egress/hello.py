@@ -19,6 +19,7 @@ HELLO_MAX_BYTES = 16 * 1024
 # RFC 8446 5.1: change_cipher_spec 20, alert 21, handshake 22, application_data 23, heartbeat 24
 _RECORD_TYPES, _HANDSHAKE, _CLIENT_HELLO = range(20, 25), 22, 1
 _RECORD_MAX_BYTES = 1 << 14
+_RECORDS_MAX = 512  # each is read again whenever more has come
 _SERVER_NAME, _HOST_NAME = 0, 0
 _NAME = re.compile(rb"[A-Za-z0-9_.-]{1,253}")
 
@@ -39,10 +40,15 @@ def read_hello(data: bytes | bytearray) -> Hello | None:
     """What the bytes so far say; None: more of them are needed. Raises BadHello."""
     if not data:
         return None
+    if data[0] & 0x80:  # RFC 5246 E.2: a greeting in SSL 2's form, which can name no server
+        if len(data) < 3:
+            return None
+        if data[2] == _CLIENT_HELLO:
+            raise BadHello("the TLS greeting is in the form of SSL 2")
     if data[0] not in _RECORD_TYPES:
         return Hello(is_tls=False)
-    if len(data) > 1 and data[1] != 3:  # every version since SSL 3.0
-        return Hello(is_tls=False)
+    if len(data) > 1 and data[1] != 3:  # some servers take any version for one of theirs
+        raise BadHello("the TLS version is unknown")
     message = _message(data)
     if message is None:
         if len(data) >= HELLO_MAX_BYTES:
@@ -55,7 +61,7 @@ def _message(data: bytes | bytearray) -> bytes | None:
     """The body of the first handshake message, put together from its records."""
     body = bytearray()
     at = 0
-    while True:
+    for _ in range(_RECORDS_MAX):
         if at < len(data) and data[at] != _HANDSHAKE:
             # Some servers would skip an alert in front: then what follows was never read.
             raise BadHello("the first TLS record is no handshake")
@@ -76,6 +82,7 @@ def _message(data: bytes | bytearray) -> bytes | None:
                 raise BadHello("the TLS greeting is too long")
             if len(body) >= 4 + wanted:
                 return bytes(body[4 : 4 + wanted])
+    raise BadHello("the TLS greeting is in too many pieces")
 
 
 def _server_name(message: bytes) -> str | None:
@@ -106,7 +113,8 @@ def _host_name(content: bytes) -> str:
     outer.end()
     kind, name = names.number(1), names.vector(2)
     names.end()  # RFC 6066: never two of one type, and there is one type
-    if kind != _HOST_NAME or not _NAME.fullmatch(name):
+    # RFC 6066 3: "without a trailing dot"; servers that take it off would find another host.
+    if kind != _HOST_NAME or not _NAME.fullmatch(name) or name.endswith(b"."):
         raise BadHello("the TLS server name is none")
     return name.decode("ascii").lower()
 

@@ -223,7 +223,7 @@ def split_target(text: str) -> tuple[str | Network, int | None]:
     if not isinstance(text, str) or len(text) > _TARGET_CHARS_MAX:
         raise ValueError(f"{bad}it should be text of at most {_TARGET_CHARS_MAX} characters")
     try:  # an IPv6 address or network without a port
-        return ipaddress.ip_network(text), None
+        return _unwrapped(ipaddress.ip_network(text)), None
     except ValueError:
         pass
     match = _SPLIT.fullmatch(text)
@@ -235,12 +235,20 @@ def split_target(text: str) -> tuple[str | Network, int | None]:
     name = host.removeprefix("*.")
     if host.startswith("[") or "/" in host or _NUMBER.fullmatch(host.rpartition(".")[2]):
         try:
-            return ipaddress.ip_network(host.removeprefix("[").removesuffix("]")), port
+            return _unwrapped(ipaddress.ip_network(host.removeprefix("[").removesuffix("]"))), port
         except ValueError:
             raise ValueError(f"{bad}it is neither address nor network") from None
     if not is_host_name(name) or len(host) > _NAME_CHARS_MAX:
         raise ValueError(f"{bad}it names no host; write IDN as xn--…")
     return host, port
+
+
+def _unwrapped(network: Network) -> Network:
+    """What is meant by IPv4-mapped addresses: those that they stand for, as `_parse` reads them."""
+    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
+        first = int(network.network_address) & 0xFFFF_FFFF
+        return ipaddress.IPv4Network((first, network.prefixlen - 96))
+    return network
 
 
 def _network(text: str) -> Network:
@@ -281,5 +289,6 @@ def _kind(address: Address) -> tuple[str, bool] | None:
     return None if is_global else ("not global", False)
 
 
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 _NEVER_NETWORKS = [(ipaddress.ip_network(text), kind) for text, kind in _NEVER.items()]
 _SPECIAL_NETWORKS = [(ipaddress.ip_network(text), kind) for text, kind in _SPECIAL.items()]

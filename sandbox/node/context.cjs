@@ -13,6 +13,8 @@ const { isArray } = Array;
 const toISOString = Function.prototype.call.bind(Date.prototype.toISOString);
 const { isDate } = require('util').types;
 
+const EMITS_MAX = 1000; // as `wire.EMITS_MAX`
+
 /** What `ctx.success`, `ctx.failure` and `ctx.wait` return; hand it back with `return`. */
 class Answer {
   #value;
@@ -90,6 +92,9 @@ class Context {
 
   /** Publish an event of the execution. */
   emit(event, data = null) {
+    if (this.#emitted.length === EMITS_MAX) {
+      throw new RangeError(`cannot emit more than ${EMITS_MAX} events in one execution`);
+    }
     this.#emitted.push([text('event', event), data]);
   }
 

@@ -4,7 +4,7 @@
 // CommonJS (.cjs, .js) and ES modules (.mjs, and .js below a package.json of type "module"). It
 // runs the package's code, in no other way than Node does.
 
-const { existsSync, readFileSync } = require('fs');
+const { existsSync, readFileSync, statSync } = require('fs');
 const Module = require('module');
 const path = require('path');
 const { pathToFileURL } = require('url');
@@ -14,7 +14,8 @@ let known = {}; // what was read ahead
 /** The handler, or a promise of it for an ES module; throws what loading it throws. */
 function load(root, entrypoint) {
   const { full, file, name } = place(root, entrypoint);
-  if (known.full === full ? known.isModule : isModule(root, full)) {
+  if (known.full !== full || known.was !== identity(full)) known = {};
+  if (known.isModule ?? isModule(root, full)) {
     return import(pathToFileURL(full)).then((exports) => pick(exports, name, file));
   }
   return pick(run(full), name, file);
@@ -25,8 +26,15 @@ function readAhead(root, entrypoint) {
   const { full } = place(root, entrypoint);
   try {
     const is = isModule(root, full);
-    known = { full, isModule: is, content: is ? undefined : readFileSync(full, 'utf8') };
+    const was = identity(full);
+    known = { full, was, isModule: is, content: is ? undefined : readFileSync(full, 'utf8') };
   } catch {} // `load` tells
+}
+
+/** What differs if the file is another one by now. */
+function identity(file) {
+  const { ino, mtimeMs, size } = statSync(file);
+  return `${ino} ${mtimeMs} ${size}`;
 }
 
 function place(root, entrypoint) {
@@ -37,7 +45,7 @@ function place(root, entrypoint) {
 
 /** As require() would, without its 0.4 ms of looking at what cannot be: links, folders, names. */
 function run(file) {
-  const content = (known.full === file && known.content) || readFileSync(file, 'utf8');
+  const content = known.content ?? readFileSync(file, 'utf8');
   const module = new Module(file);
   module.filename = file;
   module.paths = Module._nodeModulePaths(path.dirname(file));

@@ -83,7 +83,7 @@ def test_a_greeting_that_arrives_byte_by_byte_is_waited_for():
 
 
 @pytest.mark.parametrize(
-    "first", [b"GET / HTTP/1.1", b"S", b"\0\0\0\x08", b"\x80\x2e\x01", b"\x16\x02"]
+    "first", [b"GET / HTTP/1.1", b"S", b"\0\0\0\x08", b"\x80\x2e\x02", b"\x04\x02"]
 )
 def test_what_is_not_tls_is_said_to_be_so(first):
     assert read_hello(first) == Hello(False)

@@ -1,12 +1,12 @@
-"""What should hold and does not yet: each test says what, and fails strictly once it is repaired.
+"""Gaps that a review of the sandbox found, each closed: what a success would look like is said.
 
-Whoever repairs one takes its mark away. All of it is behind a required layer, or costs others
-their time or memory; nothing here shows one tenant's data to another, but for `counters`.
+One is open, and marked: `docs/security.md` tells it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import subprocess
 import sys
@@ -98,7 +98,6 @@ def handle(input, ctx):
 """
 
 
-@pytest.mark.xfail(strict=True, reason="only the first server is judged: pool._missing")
 async def test_layer_that_a_later_server_lacks_is_missing(tmp_path):
     """Success: a call that requires a layer runs without it, because it was there at the start."""
     package = write_package(tmp_path / "package", _LANDLOCKED)
@@ -123,7 +122,6 @@ def handle(input, ctx):
 """
 
 
-@pytest.mark.xfail(strict=True, reason="eight are kept, each with all of its memory: slot.keep")
 async def test_kept_processes_hold_no_more_than_one_execution_may(tmp_path):
     """Success: several times the memory limit of a slot, held by tenants that do not run."""
     package = write_package(tmp_path / "package", _HOARD)
@@ -142,7 +140,6 @@ async def test_kept_processes_hold_no_more_than_one_execution_may(tmp_path):
 _COUNT = "n = []\ndef handle(input, ctx):\n    n.append(1)\n    return len(n)\n"
 
 
-@pytest.mark.xfail(strict=True, reason="only the trim every 5 s looks at it: slot.take_kept")
 async def test_process_that_was_idle_for_too_long_does_not_serve_again(tmp_path):
     """Success: a process that was to be gone after a millisecond answers."""
     call = Call(write_package(tmp_path / "package", _COUNT), reuse=Reuse(idle_ms=1))
@@ -168,7 +165,6 @@ exports.handle = () => {
 """
 
 
-@pytest.mark.xfail(strict=True, reason="/proc is mounted writable: confine._own_proc")
 async def test_proc_is_read_only_even_without_landlock(tmp_path):
     """Success: where memory runs out, the kernel kills the daemon before this handler. Node is
     dumpable again after its exec, so /proc/self is its own."""
@@ -194,7 +190,6 @@ def handle(input, ctx):
 """
 
 
-@pytest.mark.xfail(strict=True, reason="a temp is not counted in the group's limit: slot.limit")
 async def test_full_temp_leaves_the_fork_server_alive(tmp_path):
     """Success: the kernel kills the slot's fork server, and with it what other tenants keep there,
     because all of them weigh the same and the server has more pages than the handler."""
@@ -255,9 +250,6 @@ def handle(input, ctx):
 """
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the gateway's sockets grow by themselves: splice, namespace"
-)
 async def test_connections_that_nobody_reads_hold_no_more_than_the_memory_limit(tmp_path):
     """Success: nine times its memory limit in the kernel's buffers of TCP, which are the host's."""
     over = asyncio.Event()
@@ -290,3 +282,48 @@ async def test_connections_that_nobody_reads_hold_no_more_than_the_memory_limit(
         server.close()
         await server.wait_closed()
     assert held < 3 * limits.memory_bytes
+
+
+@pytest.mark.parametrize(
+    ("file", "code"),
+    [
+        ("handler.py", "def handle(input, ctx):\n    for n in range(input): ctx.emit('e', n)"),
+        (
+            "handler.js",
+            "exports.handle = (input, ctx) => { for (let n = 0; n < input; n++) ctx.emit('e', n) }",
+        ),
+    ],
+)
+async def test_events_are_bounded_in_number(tmp_path, file, code):
+    """Success: rows and wake-ups without end in one transaction of the daemon's."""
+    package = write_package(tmp_path / "package", "", {file: code})
+    runtime = "node" if file.endswith("js") else "python"
+    call = Call(package, f"{file}:handle", runtime, input=1000)
+
+    async def tried(pool):
+        if runtime == "node" and not pool.node:
+            pytest.skip("no node here, so this is NOT tested")
+        most = await pool.run(call)
+        assert most.result is not None
+        assert len(most.result["emitted"]) == 1000
+        return await pool.run(dataclasses.replace(call, input=1001))
+
+    more = await _with_one_slot(tried)
+    assert more.result is not None
+    assert "cannot emit more than 1000 events" in more.result["error"]["message"]
+
+
+async def test_events_beyond_the_bound_that_are_forged_break_the_protocol(tmp_path):
+    """Success: the same, past our own ctx."""
+    emitted = "[['e', 0]] * 1001"
+    code = (
+        f"{CHANNEL}\ndef handle(input, ctx):\n"
+        f"    send(framed(b'R', {{'outcome': 'success', 'emitted': {emitted}}}))\n"
+        "    time.sleep(20)\n"
+    )
+    package = write_package(tmp_path / "package", code)
+
+    async def tried(pool):
+        return (await pool.run(Call(package))).ending
+
+    assert await _with_one_slot(tried) is Ending.PROTOCOL

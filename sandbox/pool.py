@@ -393,7 +393,7 @@ class Pool:
 
     def _request(self, call: Call) -> bytes:
         inside = self._layers["private-root"].available
-        rest = wire.encode(
+        rest = wire.encode_plain(
             {
                 "root": PACKAGE if inside else call.package_dir,
                 "entrypoint": call.entrypoint,

@@ -39,6 +39,7 @@ __all__ = [
     "TooLarge",
     "decode",
     "encode",
+    "encode_plain",
     "frame",
     "unconfined",
 ]
@@ -153,6 +154,11 @@ def unconfined(payload: bytes) -> tuple[str, str]:
 def encode(value: Any) -> bytes:
     """JSON text of a value; ValueError or TypeError, in words, for what JSON has no text for."""
     _check_plain(value)
+    return encode_plain(value)
+
+
+def encode_plain(value: Any) -> bytes:
+    """The same of a value whose keys are known to be text, and which is known to be shallow."""
     try:
         return _ENCODER.encode(value).encode()
     except UnicodeEncodeError:

@@ -19,7 +19,17 @@ from typing import Any
 from flowctl.documents import pack, refusals
 from flowctl.problems import NotReady, Rejected
 
-__all__ = ["Given", "Ran", "hold_here", "probe", "run", "terms"]
+__all__ = [
+    "Described",
+    "Given",
+    "Ran",
+    "describe",
+    "hold_here",
+    "probe",
+    "run",
+    "terms",
+    "with_test_values",
+]
 
 # (stream, level, message, fields)
 OnLine = Callable[[str, str | None, str, Mapping[str, Any]], None]
@@ -33,6 +43,7 @@ class Given:
     has_input: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
     context: Mapping[str, Any] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +54,18 @@ class Ran:
     is_failure: bool
     duration_ms: int
     usage: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a handler's class declares; of any other handler `is_class` is false and the rest is
+    empty. `inputs` and `schemas` are as in handler.json; a test value has a property, a source,
+    and a value or the name of an environment variable (`env`) with a `fallback`."""
+
+    is_class: bool = False
+    inputs: Sequence[Mapping[str, Any]] = ()
+    schemas: Mapping[str, Any] = field(default_factory=dict)
+    test_values: Sequence[Mapping[str, Any]] = ()
 
 
 def terms(folder: str, private: Sequence[str] = ()) -> dict[str, Any]:
@@ -100,6 +123,7 @@ def run(
             has_input=given.has_input,
             config=given.config,
             context=given.context,
+            secrets=given.secrets,
             execution_id="trial",
             flow_id="trial",
             step_id="trial",
@@ -119,6 +143,70 @@ def run(
     shown = _result_json(result, reply.result or {})
     failed = result.error is not None
     return Ran(shown, failed, result.duration_ms, result.usage)
+
+
+def describe(folder: str) -> Described:
+    """What the class of a handler's folder declares; it is run for that, in the sandbox.
+
+    Raises Rejected if it cannot be loaded, NotReady on a host that cannot run it.
+    """
+    from flowctl.vendor import DESCRIBE
+    from sandbox import Call, Ending, PoolSettings
+    from sandbox.once import run as run_once
+
+    with _unpacked(folder) as (place, manifest):
+        entrypoint = DESCRIBE[manifest.runtime]
+        if not (place / entrypoint.partition(":")[0]).exists():
+            return Described()
+        call = Call(
+            str(place), entrypoint, manifest.runtime, input={"entrypoint": manifest.entrypoint}
+        )
+        with _unavailable():
+            reply = run_once(call, PoolSettings(slots=1, spares=1, spares_node=1), lambda _: None)
+    if reply.ending is Ending.UNAVAILABLE:
+        raise NotReady(f"cannot run it here: {reply.message}")
+    answer = reply.result or {}
+    if answer.get("outcome") != "success":
+        why = answer.get("error", {}).get("message") or reply.message
+        raise Rejected(f"cannot load {manifest.entrypoint} of {folder}: {why}")
+    return _described(answer.get("output"), folder)
+
+
+def with_test_values(folder: str, given: Given) -> Given:
+    """What is given, on top of the handler's declared test values."""
+    tests: dict[str, dict[str, Any]] = {"input": {}, "config": {}, "context": {}, "vault": {}}
+    for one in describe(folder).test_values:
+        value = one["value"] if "value" in one else os.environ.get(one["env"], one["fallback"])
+        if one["source"] in tests and (value is not None or "value" in one):
+            tests[one["source"]][one["property"]] = value
+    given_input, has_input = given.input, given.has_input
+    if tests["input"] and (not has_input or isinstance(given_input, Mapping)):
+        given_input, has_input = {**tests["input"], **(given_input or {})}, True
+    return Given(
+        given_input,
+        has_input,
+        {**tests["config"], **given.config},
+        {**tests["context"], **given.context},
+        {**tests["vault"], **given.secrets},
+    )
+
+
+def _described(output: Any, folder: str) -> Described:
+    """A description as the sandbox gave it: a stranger's data, so it is looked at first."""
+    shape = {"isClass": bool, "schemas": dict, "testValues": list}
+    if not isinstance(output, dict) or not all(
+        isinstance(output.get(name), kind) for name, kind in shape.items()
+    ):
+        raise Rejected(
+            f"cannot read what the handler in {folder} declares: it is not the library's"
+        )
+    tests = output["testValues"]
+    for one in tests:
+        named = isinstance(one, dict) and isinstance(one.get("property"), str)
+        if not named or not ("value" in one or isinstance(one.get("env"), str)):
+            raise Rejected(f"cannot read the test values of the handler in {folder}")
+    inputs = [one for one in output.get("inputs") or [] if isinstance(one, dict)]
+    return Described(output["isClass"], inputs, output["schemas"], tests)
 
 
 def _result_json(result: Any, answer: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,121 @@
+"""The pytest fixture `handler_test`: a handler's folder, run in the real sandbox.
+
+For whoever writes handlers; installed with FlowMonkey and never part of a package. Each call is one
+execution under the confinement and the limits that a daemon with default settings gives. There is
+no network but what the manifest asks for, and nothing is mocked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+__all__ = ["HandlerTest", "Logged", "Tested", "handler_test"]
+
+_NONE: Any = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """One line of its log; `stream` is log, stdout or stderr, and only log has a level."""
+
+    stream: str
+    level: str | None
+    message: str
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """How an execution ended: `outcome` is success, failure, wait, or error (it crashed, ran out
+    of a limit, …), `error` is {code, message, retryable, details} or None."""
+
+    outcome: str
+    output: Any
+    error: Mapping[str, Any] | None
+    next: str | None
+    wait: Mapping[str, Any] | None
+    updates: Mapping[str, Any]
+    emitted: tuple[tuple[str, Any], ...]
+    logs: tuple[Logged, ...]
+    duration_ms: int
+    peak_memory_bytes: int
+
+    @property
+    def violations(self) -> list[tuple[str, str]]:
+        """(property, rule) of each violation, if that is how it ended."""
+        error = self.error or {}
+        if error.get("code") != "INPUT_VALIDATION_FAILED":
+            return []
+        return [(one["property"], one["rule"]) for one in error["details"]]
+
+
+HandlerTest = Callable[..., Tested]
+
+
+@pytest.fixture
+def handler_test(request: pytest.FixtureRequest) -> HandlerTest:
+    """`handler_test(input, config=…, context=…, secrets=…, folder=…)` → `Tested`.
+
+    The folder is the nearest one above the test that has a handler.json. Left out, the input is
+    the declared test values; given, its properties go before them. `test_values=False` leaves
+    them out altogether.
+    """
+
+    def run(
+        input: Any = _NONE,
+        *,
+        config: Mapping[str, Any] | None = None,
+        context: Mapping[str, Any] | None = None,
+        secrets: Mapping[str, str] | None = None,
+        folder: str | Path | None = None,
+        test_values: bool = True,
+    ) -> Tested:
+        from flowctl import trial
+
+        place = Path(folder) if folder is not None else _folder(request.path)
+        given = trial.Given(
+            None if input is _NONE else input,
+            input is not _NONE,
+            config or {},
+            context or {},
+            secrets or {},
+        )
+        if test_values:
+            given = trial.with_test_values(str(place), given)
+        lines: list[Logged] = []
+        ran = trial.run(str(place), given, lambda *line: lines.append(Logged(*line)))
+        return _tested(ran.result, lines, ran.duration_ms, ran.usage)
+
+    return run
+
+
+def _folder(test: Path) -> Path:
+    for place in test.resolve().parents:
+        if (place / "handler.json").is_file():
+            return place
+    raise FileNotFoundError(
+        f"cannot find handler.json above {test}: put the test into the handler's folder, or give "
+        "handler_test(folder=…)"
+    )
+
+
+def _tested(
+    result: Mapping[str, Any], lines: list[Logged], duration_ms: int, usage: Mapping[str, Any]
+) -> Tested:
+    return Tested(
+        outcome=result["outcome"],
+        output=result.get("output"),
+        error=result.get("error"),
+        next=result.get("next"),
+        wait=result.get("wait"),
+        updates=result.get("updates", {}),
+        emitted=tuple((name, data) for name, data in result.get("emitted", ())),
+        logs=tuple(lines),
+        duration_ms=duration_ms,
+        peak_memory_bytes=usage.get("peakMemoryBytes", 0),
+    )

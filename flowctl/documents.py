@@ -10,13 +10,13 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from flowctl.problems import Rejected
 
-__all__ = ["Edge", "check", "edges", "pack", "read_all", "refusals"]
+__all__ = ["Edge", "check", "edges", "files_of", "pack", "read_all", "refusals"]
 
 Edge = tuple[str, str, str | None]
 
@@ -77,17 +77,19 @@ def edges(name: str, document: Mapping[str, Any]) -> list[Edge]:
 
 
 def pack(folder: str) -> bytes:
-    """The package (zip) of a handler's folder: its regular files, without leftovers.
+    """The package (zip) of a handler's folder: its regular files, without leftovers, and the
+    authoring library if they import it.
 
     Raises Rejected for links and special files: what they point to is not in the folder.
     """
-    contents = dict(_files(folder))
+    contents = dict(files_of(folder))
     if "handler.json" not in contents:
         raise Rejected(f"cannot publish {folder}: it has no handler.json; name a handler's folder")
+    from flowctl.vendor import vendored
     from flowmonkeyd.documents.archive import pack_files
 
     with refusals(folder):
-        return pack_files(contents)
+        return pack_files(vendored(contents))
 
 
 def _label(config: Mapping[str, Any], label: str) -> str:
@@ -113,12 +115,19 @@ def _text(file: str, name: str) -> str:
         raise Rejected(f"cannot read {name}: {(exc.strerror or str(exc)).lower()}") from exc
 
 
-def _files(folder: str) -> Iterator[tuple[str, bytes]]:
+def files_of(
+    folder: str, leave: Callable[[str], bool] = lambda name: False
+) -> Iterator[tuple[str, bytes]]:
+    """The files of a handler's folder: relative name and content. Raises Rejected for links.
+
+    Without what version control and Python leave there, and what `leave` says of a file's or a
+    folder's own name.
+    """
     size = 0
     for place, folders, names in os.walk(folder, onerror=_cannot_list):
-        folders[:] = sorted(name for name in folders if name not in _LEFT_OUT)
+        folders[:] = sorted(name for name in folders if name not in _LEFT_OUT and not leave(name))
         for name in [*folders, *sorted(names)]:
-            if name in _LEFT_OUT or name.endswith((".pyc", ".pyo")):
+            if name in _LEFT_OUT or leave(name) or name.endswith((".pyc", ".pyo")):
                 continue
             path = os.path.join(place, name)
             mode = os.lstat(path).st_mode

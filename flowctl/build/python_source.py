@@ -34,7 +34,8 @@ LIBRARY = "flowmonkey"
 KEYWORD = "test_value"
 # What nobody needs where a handler runs.
 DEVELOPMENT = ("flowmonkey.testing", "hypothesis", "pytest", "unittest")
-_FROM_ENVIRONMENT = ("flowmonkey.TestValue", "os.environ.get", "os.getenv")
+# The calls that read a variable of the environment: its name, and what to take without it.
+_FROM_ENVIRONMENT = {"flowmonkey.env", "os.environ.get", "os.getenv"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +216,8 @@ class _Cutter(cst.CSTVisitor):
         elif (variable := self._variable(value)) is not None:
             if os.environ.get(variable):
                 self.values.append(TestValue(self._line(value), os.environ[variable]))
+            for fallback in value.args[1:] if isinstance(value, cst.Call) else ():
+                self._value(fallback.value, through)
         elif isinstance(value, cst.Name) and value.value in ("None", "True", "False"):
             pass
         elif isinstance(value, cst.Name) and value.value not in through:
@@ -225,10 +228,8 @@ class _Cutter(cst.CSTVisitor):
     def _variable(self, value: cst.BaseExpression) -> str | None:
         """The environment's variable that an expression reads."""
         first: cst.BaseExpression | None = None
-        if isinstance(value, cst.Call) and self._imported(value.func) & set(_FROM_ENVIRONMENT):
-            named = [arg for arg in value.args if arg.keyword and arg.keyword.value == "env"]
-            if len(value.args) == 1:
-                first = (named or [*value.args])[0].value
+        if isinstance(value, cst.Call) and self._imported(value.func) & _FROM_ENVIRONMENT:
+            first = value.args[0].value if value.args else None
         elif isinstance(value, cst.Subscript) and "os.environ" in self._imported(value.value):
             index = value.slice[0].slice
             first = index.value if isinstance(index, cst.Index) else None
@@ -356,8 +357,7 @@ class _Cutter(cst.CSTVisitor):
 
 
 _UNRESOLVED = (
-    "cannot tell what this test value is: write it here, as a constant of this file, or as "
-    "TestValue(env=…)"
+    'cannot tell what this test value is: write it here, as a constant of this file, or as env("…")'
 )
 
 

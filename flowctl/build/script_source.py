@@ -1,0 +1,153 @@
+"""JavaScript and TypeScript: types checked, stripped, bundled into one file by esbuild.
+
+The work is done by the programs in the folder `node`; here is what goes in and what comes out.
+npm's packages come from the handler's package-lock.json, and none of their scripts is run. The same
+sources make the same bundle, wherever they are.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowctl.build import tools
+from flowctl.build.scan import Planted
+from flowctl.build.wheels import Part
+from flowctl.problems import Rejected
+
+__all__ = ["Bundle", "bundle", "is_source", "resolved_entry"]
+
+SOURCES = (".ts", ".mts", ".cts", ".tsx", ".js", ".mjs", ".cjs", ".jsx")
+# The oldest Node that the sandbox runs.
+TARGET = "node20"
+BUILD_TIMEOUT_S = 300
+PROBLEMS_MAX = 100
+_DECLARATIONS = (".d.ts", ".d.mts", ".d.cts")
+# What a handler's entry is built from, by what it is called where it runs.
+_FROM = {".js": (".ts", ".tsx", ".jsx"), ".mjs": (".mts", ".ts"), ".cjs": (".cts", ".ts")}
+_TO = {".ts": ".js", ".tsx": ".js", ".jsx": ".js", ".mts": ".mjs", ".cts": ".cjs"}
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """One file to run; `stripped` are the handler's own sources as they went into it."""
+
+    code: bytes
+    stripped: Mapping[str, bytes]
+    planted: tuple[Planted, ...]
+    parts: tuple[Part, ...]
+    warnings: tuple[str, ...]
+
+
+def is_source(name: str) -> bool:
+    """Whether a file is code, which a bundle contains."""
+    return name.endswith(SOURCES)
+
+
+def resolved_entry(file: str, files: Mapping[str, bytes]) -> tuple[str, str]:
+    """The file that an entrypoint begins in, and what it is called once it is built."""
+    stem, dot, end = file.rpartition(".")
+    suffix = dot + end
+    if suffix in _TO:
+        return file, stem + _TO[suffix]
+    if file not in files:
+        for source in _FROM.get(suffix, ()):
+            if stem + source in files:
+                return stem + source, file
+    return file, file
+
+
+def bundle(entry: str, out: str, files: Mapping[str, bytes], library: Path | None) -> Bundle:
+    """Bundle from the file `entry` to one called `out`. Raises Rejected with every problem.
+
+    `library` is the folder of flowmonkey's JavaScript, if there is one.
+    """
+    with tempfile.TemporaryDirectory(prefix="flowctl-bundle-") as made:
+        place = Path(made).resolve()
+        _write(files, place / "sources")
+        _write(files, place / "stripped")
+        if json.loads(files.get("package.json", b"{}")).get("dependencies"):
+            _install(place)
+        sources = sorted(n for n in files if is_source(n) and not n.endswith(_DECLARATIONS))
+        declared = sorted(n for n in files if n.endswith(_DECLARATIONS))
+        answer = _run(
+            {
+                "folder": str(place / "sources"),
+                "stripped": str(place / "stripped"),
+                "sources": [*sources, *declared],
+                "entry": entry,
+                "out": out,
+                "library": str(library) if library else None,
+                "target": TARGET,
+            }
+        )
+        if answer["problems"]:
+            raise Rejected("cannot build the handler", tuple(_told(answer["problems"])))
+        return Bundle(
+            answer["bundle"].encode(),
+            {name: text.encode() for name, text in answer["stripped"].items()},
+            tuple(Planted(one["file"], one["line"], one["text"]) for one in answer["values"]),
+            tuple(_parts(answer["inputs"], place / "stripped")),
+            tuple(_told(answer["warnings"])),
+        )
+
+
+def _write(files: Mapping[str, bytes], folder: Path) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def _install(place: Path) -> None:
+    if not (place / "stripped/package-lock.json").exists():
+        raise Rejected(
+            "cannot get the dependencies: package.json has some and there is no "
+            "package-lock.json; make it with npm install --package-lock-only"
+        )
+    tools.npm_ci(place / "stripped", "the dependencies")
+    (place / "sources/node_modules").symlink_to(place / "stripped/node_modules")
+
+
+def _run(request: Mapping[str, Any]) -> dict[str, Any]:
+    program = [str(tools.SCRIPTS / "build.cjs"), str(tools.install()), json.dumps(request)]
+    try:
+        done = subprocess.run(
+            tools.node(program),
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=BUILD_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        why = f"it did not finish within {BUILD_TIMEOUT_S} seconds"
+        raise Rejected(f"cannot build the handler: {why}") from None
+    if done.returncode != 0:
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise Rejected("cannot build the handler: the build tool failed", tuple(lines[-10:]))
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def _told(problems: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    known = dict.fromkeys(f"{one['file']}:{one['line']}: {one['message']}" for one in problems)
+    yield from list(known)[:PROBLEMS_MAX]
+
+
+def _parts(inputs: Iterable[str], stripped: Path) -> Iterator[Part]:
+    """The packages of npm that files of the bundle came from."""
+    folders = set[Path]()
+    for name in inputs:
+        before, found, after = name.rpartition("node_modules/")
+        if found:
+            depth = 2 if after.startswith("@") else 1
+            folders.add(Path(before, "node_modules", *after.split("/")[:depth]))
+    for folder in sorted(folders):
+        said = json.loads((stripped / folder / "package.json").read_bytes())
+        license = said.get("license")
+        text = license if isinstance(license, str) else None
+        yield Part("npm", str(said["name"]), str(said["version"]), text)

@@ -34,8 +34,15 @@ TREES = {name: ast.parse(path.read_text()) for name, path in (PRODUCT | AROUND).
 DOORS = {
     "aiosqlite": ("flowmonkeyd/store/store.py",),
     "click": ("flowctl/", "flowmonkeyd/main.py"),
+    "cyclonedx": ("flowctl/build/sbom.py",),
+    "detect_secrets": ("flowctl/build/scan.py",),
+    # signatures; what is sealed
+    "cryptography": ("flowmonkeyd/documents/signing.py", "flowmonkeyd/vault/"),
     "dns": ("sandbox/egress/dns.py",),
     "httptools": ("flowmonkeyd/api/",),
+    "libcst": ("flowctl/build/python_source.py",),
+    "packageurl": ("flowctl/build/sbom.py",),
+    "packaging": ("flowctl/build/wheels.py",),
     "prometheus_client": ("flowmonkeyd/metrics.py",),
     "psutil": ("flowmonkeyd/metrics.py",),
     # requests.py reads a body into its model, routes.py describes the models in OpenAPI
@@ -199,7 +206,8 @@ def test_flowctl_starts_without_the_documents():
         [
             f"{name}:{node.lineno} imports {module} at the top: do it inside the command"
             for name in PRODUCT
-            if name.startswith("flowctl/")
+            # build/ is itself imported inside its command
+            if name.startswith("flowctl/") and not name.startswith("flowctl/build/")
             for node in TREES[name].body
             if isinstance(node, ast.Import | ast.ImportFrom)
             for line, module in imports(name)

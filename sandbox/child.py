@@ -158,6 +158,12 @@ class Child:
             if not self.ended.done():
                 self._on_closed(self)
 
+    def look_up(self) -> None:
+        """Open what is read of it at the end of each call: the time to do so is while it waits.
+        Raises OSError if it is dead."""
+        if self._status < 0:
+            self._status = os.open(f"/proc/{self.host_pid}/status", os.O_RDONLY)
+
     def cpu_ns(self) -> int:
         """CPU time so far (clock_getcpuclockid(3)); 0 once it is dead."""
         if self.host_pid <= 0:
@@ -170,8 +176,7 @@ class Child:
     def peak_memory_bytes(self) -> int | None:
         """Its highest resident memory (VmHWM of proc(5)); None once it is dead."""
         try:
-            if self._status < 0:
-                self._status = os.open(f"/proc/{self.host_pid}/status", os.O_RDONLY)
+            self.look_up()
             status = os.pread(self._status, 2048, 0)
             peak_kib = int(status.split(b"VmHWM:", 1)[1].split(None, 1)[0])
             self.last_peak_bytes = peak_kib * 1024

@@ -374,6 +374,8 @@ class ForkServer:
             self._put_back(child)
 
     def _put_back(self, child: Child) -> None:
+        with contextlib.suppress(OSError):  # its end is heard soon
+            child.look_up()
         self._ready.setdefault(child.profile, []).append(child)
 
     def _on_refused(self, child: Child, reason: str) -> None:

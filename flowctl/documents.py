@@ -16,7 +16,7 @@ from typing import Any
 
 from flowctl.problems import Rejected
 
-__all__ = ["Edge", "check", "edges", "files_of", "pack", "read_all", "refusals"]
+__all__ = ["Edge", "check", "edges", "files_of", "pack", "package_of", "read_all", "refusals"]
 
 Edge = tuple[str, str, str | None]
 
@@ -74,6 +74,22 @@ def edges(name: str, document: Mapping[str, Any]) -> list[Edge]:
         (start, _label(flow.steps[start].config, label), end)
         for start, label, end in edges_of(flow)
     ]
+
+
+def package_of(path: str) -> bytes:
+    """The package that is to be sent: a built file as it is, or what `pack` makes of a folder."""
+    if os.path.isdir(path):
+        return pack(path)
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read(PACKAGE_MAX_BYTES + 1)
+    except OSError as exc:
+        raise Rejected(f"cannot read {path}: {(exc.strerror or str(exc)).lower()}") from exc
+    if len(data) > PACKAGE_MAX_BYTES:
+        raise Rejected(f"cannot publish {path}: it has more than {PACKAGE_MAX_BYTES} bytes")
+    if not data.startswith(b"PK"):
+        raise Rejected(f"cannot publish {path}: it is no package; build one with handler build")
+    return data
 
 
 def pack(folder: str) -> bytes:

@@ -1,14 +1,17 @@
-"""`flowctl handler …`: publish, list, show, yank."""
+"""`flowctl handler …`: build, publish, list, show, yank."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import click
 
 from flowctl.client import segment
-from flowctl.options import Noun, Session, limit_option, live_ids
+from flowctl.options import FORMS, Leaf, Noun, Session, limit_option, live_ids
 from flowctl.output import Column
+from flowctl.problems import Rejected
 
 __all__ = ["handler"]
 
@@ -37,24 +40,87 @@ def handler() -> None:
     """
 
 
-@handler.command()
-@click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False))
-@click.pass_obj
-def publish(session: Session, folder: str) -> None:
-    """Publish the handler in DIR under the type and version of its handler.json.
+class _Build(Leaf):
+    """Its own -o takes a file as well."""
 
-    All regular files of DIR go into the package, without __pycache__, compiled files and what
-    version control keeps. A symbolic link is refused.
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params = [one for one in self.params if one.name != "output"]
+
+
+@handler.command(cls=_Build)
+@click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False))
+@click.option("-o", "--out", "outs", metavar="FILE.afh", multiple=True, help="Where to write it.")
+@click.option("--allow", metavar="FINGERPRINT", multiple=True, help="A finding that is no secret.")
+@click.pass_obj
+def build(session: Session, folder: str, outs: tuple[str, ...], allow: tuple[str, ...]) -> None:
+    """Build the handler in DIR into a package that can be signed and published anywhere.
+
+    Test values and tests are left out, JavaScript and TypeScript are bundled, Python's dependencies
+    come in from wheels. What may be a secret stops it, until it is allowed by its fingerprint. The
+    same folder makes the same bytes. `-o json` and `-o yaml` say how to print; without a file it is
+    TYPE-VERSION.afh, here.
+
+    \b
+    Example:
+      flowctl handler build ./resize -o resize.afh
+    """
+    try:
+        from flowctl.build import build as build_package
+        from flowctl.build import written
+    except ModuleNotFoundError as exc:
+        raise Rejected(
+            f"cannot build: {exc.name} is not installed; pip install 'flowmonkey[build]'"
+        ) from None
+    output = session.output
+    files = [one for one in outs if one not in FORMS]
+    if len(files) > 1:
+        raise click.BadParameter(f"one file is written, not {len(files)}", param_hint="-o")
+    for form in (one for one in outs if one in FORMS):
+        output.form = form
+    built = build_package(Path(folder), allow=allow)
+    type_, version = built.manifest.type, built.manifest.version
+    file = files[0] if files else f"{type_.replace('/', '-')}-{version}.afh"
+    written(built, file)
+    for warning in built.warnings:
+        output.note(f"warning: {warning}")
+    for found in built.allowed:
+        output.note(f"allowed: {found.file}:{found.line}: {found.kind}")
+    facts: dict[str, Any] = {
+        "file": file,
+        "type": type_,
+        "version": version,
+        "digest": built.digest,
+    }
+    facts |= {"sizeBytes": len(built.data), "files": dict(built.files)}
+
+    def words() -> None:
+        size = f"{len(built.files)} files, {len(built.data)} bytes"
+        output.line(f"{os.path.basename(file)}: {type_}@{version}, {size}, {built.digest}")
+
+    output.value(facts, words)
+
+
+@handler.command()
+@click.argument("path", metavar="DIR|FILE.afh", type=click.Path(exists=True))
+@click.pass_obj
+def publish(session: Session, path: str) -> None:
+    """Publish the handler in DIR, or a built package, under the type and version of its manifest.
+
+    A package is sent as it was built. Of DIR all regular files are packed, without __pycache__,
+    compiled files and what version control keeps. A symbolic link is refused.
 
     \b
     Example:
       flowctl handler publish ./resize
+      flowctl handler publish resize.afh
     """
-    from flowctl.documents import pack
+    from flowctl.documents import package_of
 
     output = session.output
     client = session.client()
-    answer = client.request("PUT", "/v1/handlers", pack(folder), content_type="application/zip")
+    data = package_of(path)
+    answer = client.request("PUT", "/v1/handlers", data, content_type="application/zip")
 
     def words(published: dict[str, Any]) -> None:
         how = "published" if published.get("created") else "unchanged"

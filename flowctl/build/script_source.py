@@ -35,9 +35,11 @@ _TO = {".ts": ".js", ".tsx": ".js", ".jsx": ".js", ".mts": ".mjs", ".cts": ".cjs
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """One file to run; `stripped` are the handler's own sources as they went into it."""
+    """One file to run; `stripped` are the handler's own sources as they went into it. `asked` is
+    the same with flowmonkey left outside, or None where nothing imports that."""
 
     code: bytes
+    asked: bytes | None
     stripped: Mapping[str, bytes]
     planted: tuple[Planted, ...]
     parts: tuple[Part, ...]
@@ -62,10 +64,10 @@ def resolved_entry(file: str, files: Mapping[str, bytes]) -> tuple[str, str]:
     return file, file
 
 
-def bundle(entry: str, out: str, files: Mapping[str, bytes], library: Path | None) -> Bundle:
+def bundle(entry: str, out: str, files: Mapping[str, bytes], library: Path) -> Bundle:
     """Bundle from the file `entry` to one called `out`. Raises Rejected with every problem.
 
-    `library` is the folder of flowmonkey's JavaScript, if there is one.
+    `library` is the folder of flowmonkey's JavaScript.
     """
     with tempfile.TemporaryDirectory(prefix="flowctl-bundle-") as made:
         place = Path(made).resolve()
@@ -82,7 +84,7 @@ def bundle(entry: str, out: str, files: Mapping[str, bytes], library: Path | Non
                 "sources": [*sources, *declared],
                 "entry": entry,
                 "out": out,
-                "library": str(library) if library else None,
+                "library": str(library),
                 "target": TARGET,
             }
         )
@@ -90,6 +92,7 @@ def bundle(entry: str, out: str, files: Mapping[str, bytes], library: Path | Non
             raise Rejected("cannot build the handler", tuple(_told(answer["problems"])))
         return Bundle(
             answer["bundle"].encode(),
+            answer["asked"].encode() if "asked" in answer else None,
             {name: text.encode() for name, text in answer["stripped"].items()},
             tuple(Planted(one["file"], one["line"], one["text"]) for one in answer["values"]),
             tuple(_parts(answer["inputs"], place / "stripped")),

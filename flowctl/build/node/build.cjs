@@ -2,7 +2,7 @@
 // A program: checks the types of a handler's sources, strips them, and bundles them into one file.
 // argv: the folder of the tools, then a request as JSON: {folder, stripped, sources, entry, out,
 // library, target}. Answers JSON: {problems: [{file, line, message}], values: [{file, line, text}],
-// stripped: {name: text}, bundle, inputs}. Reads and writes nothing but these folders.
+// stripped: {name: text}, bundle, asked (with flowmonkey left outside), inputs, warnings}. Reads and writes nothing but these folders.
 
 const path = require('node:path');
 const fs = require('node:fs');
@@ -43,7 +43,7 @@ function program() {
     resolveJsonModule: true,
     types: ['node'],
     typeRoots: [path.join(tools, 'node_modules/@types')],
-    paths: library ? { ...given.paths, flowmonkey: [path.join(library, 'index.d.ts')] } : given.paths,
+    paths: { ...given.paths, flowmonkey: [path.join(library, 'index.d.ts')] },
   };
   const made = ts.createProgram(sources.map((name) => path.join(folder, name)), options);
   problems.push(...ts.getPreEmitDiagnostics(made));
@@ -57,7 +57,7 @@ function told(diagnostic) {
   return { file: inFolder(diagnostic.file.fileName), line: at.line + 1, message };
 }
 
-async function bundle() {
+async function bundle(differently) {
   const built = await esbuild.build({
     absWorkingDir: stripped,
     entryPoints: [entry],
@@ -72,7 +72,7 @@ async function bundle() {
     legalComments: 'eof',
     metafile: true,
     logLevel: 'silent',
-    alias: library ? { flowmonkey: library } : {},
+    ...differently,
   });
   return { bundle: built.outputFiles[0].text, inputs: Object.keys(built.metafile.inputs), warnings: built.warnings.map(said) };
 }
@@ -95,7 +95,8 @@ async function main() {
   }
   if (!answer.problems.length) {
     try {
-      Object.assign(answer, await bundle());
+      Object.assign(answer, await bundle({ alias: { flowmonkey: library } }));
+      if (uses) answer.asked = (await bundle({ external: ['flowmonkey'] })).bundle;
     } catch (error) {
       if (!error.errors) throw error;
       answer.problems = error.errors.map(said);

@@ -23,7 +23,8 @@ _PYTHON = ("__init__", "context", "declared", "describe", "rules", "schemas")
 _NODE = ("package.json", "index.js", "declared.js", "rules.js", "schemas.js", "describe.js")
 _NODE_PLACE = "node_modules/flowmonkey/"
 _PYTHON_IMPORT = re.compile(rb"^\s*(?:from|import)\s+flowmonkey\b", re.MULTILINE)
-_NODE_IMPORT = re.compile(rb"['\"]flowmonkey['\"]")
+# A bundle has the library inside, and its one name that no minifier changes.
+_NODE_IMPORT = re.compile(rb"['\"]flowmonkey(?:\.declared)?['\"]")
 
 
 def library() -> Path:

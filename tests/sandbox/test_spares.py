@@ -187,7 +187,8 @@ async def test_what_is_expected_is_imported_ahead_if_the_operator_says_so(pool, 
 
 
 async def _grown(pool, size_bytes):
-    """Until one of those that wait holds that much memory."""
+    """Until one of those that wait holds that much memory: not one whose call is over."""
+    await pool.idle()
     async with asyncio.timeout(10):
         while all(  # noqa: ASYNC110  no event to await
             spare.memory_info().rss < size_bytes for spare in _spares(pool)

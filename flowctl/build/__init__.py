@@ -23,6 +23,7 @@ from flowctl.build.scan import Finding, Planted, findings, survivors
 from flowctl.build.wheels import Part
 from flowctl.documents import files_of, refusals
 from flowctl.problems import Rejected
+from flowmonkey.rules import faults
 from flowmonkeyd import __version__
 from flowmonkeyd.documents import archive
 from flowmonkeyd.documents.archive import MANIFEST, SIGNATURE
@@ -77,8 +78,15 @@ def build(folder: Path, *, allow: Collection[str] = ()) -> Built:
     start, document = _entered(document, files)
     with refusals(name):
         manifest = parse_manifest(document)
-    if manifest.entrypoint.rpartition(":")[0] not in files and start not in files:
-        raise Rejected(f"{name}: $.handler.entrypoint: there is no file {start!r}")
+    problems = [
+        f"$.inputs[{index}]: {fault}"
+        for index, declared in enumerate(document.get("inputs", ()))
+        for fault in faults(declared)
+    ]
+    if start not in files:
+        problems.append(f"$.handler.entrypoint: there is no file {start!r}")
+    if problems:
+        raise Rejected(f"cannot build {name}: {MANIFEST} is not right", tuple(problems))
     with refusals(name):
         if manifest.runtime == "node":
             made = _made_of_scripts(start, manifest, files)

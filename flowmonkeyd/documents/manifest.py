@@ -90,7 +90,9 @@ class _Input(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, defer_build=True)
 
     property: Text
-    type: Literal["string", "number", "boolean", "object", "array", "any", "null"] = "any"
+    type: Literal["string", "number", "integer", "boolean", "object", "array", "any", "null"] = (
+        "any"
+    )
     source: Literal["input", "config", "context", "vault", "static"] = "input"
     secret: StrictBool = False
     required: StrictBool = False

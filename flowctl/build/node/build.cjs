@@ -43,7 +43,7 @@ function program() {
     resolveJsonModule: true,
     types: ['node'],
     typeRoots: [path.join(tools, 'node_modules/@types')],
-    paths: { ...given.paths, flowmonkey: [path.join(library, 'index.d.ts')] },
+    paths: { ...given.paths, flowmonkey: [path.join(library, 'index.d.ts')], 'flowmonkey/*': [path.join(library, '*.d.ts')] },
   };
   const made = ts.createProgram(sources.map((name) => path.join(folder, name)), options);
   problems.push(...ts.getPreEmitDiagnostics(made));

@@ -8,7 +8,7 @@ const LIBRARY = 'flowmonkey';
 const DECORATOR = 'TestValue';
 const PROPERTY = 'testValue';
 const DEVELOPMENT = ['flowmonkey/testing', 'node:test', 'test', '@jest/globals', 'jest', 'vitest', 'mocha', 'chai'];
-const UNRESOLVED = 'cannot tell what this test value is: write it here, as a constant of this file, or as {env: "…"}';
+const UNRESOLVED = 'cannot tell what this test value is: write it here, as a constant of this file, or as env("…")';
 
 const isLibrary = (name) => name === LIBRARY || name.startsWith(LIBRARY + '/');
 const isDevelopment = (name) => DEVELOPMENT.some((one) => name === one || name.startsWith(one + '/'));
@@ -59,6 +59,7 @@ exports.strip = (ts, checker, source, usesLibrary) => {
     } else if (variable(node) !== undefined) {
       const found = process.env[variable(node)];
       if (found) values.push({ line: line(node), text: found });
+      if (ts.isCallExpression(node)) node.arguments.slice(1).forEach((one) => value(one, through));
     } else if (ts.isObjectLiteralExpression(node)) {
       node.properties.forEach((one) => (ts.isPropertyAssignment(one) ? value(one.initializer, through) : problem(one, UNRESOLVED)));
     } else if (ts.isPrefixUnaryExpression(node)) {
@@ -73,14 +74,12 @@ exports.strip = (ts, checker, source, usesLibrary) => {
       problem(node, UNRESOLVED);
     }
   };
-  /** The environment's variable of process.env.X, {env: 'X'} or env('X'). */
+  /** The environment's variable of process.env.X or env('X'). */
   const variable = (node) => {
     const text = (one) => (one && ts.isStringLiteralLike(one) ? one.text : undefined);
     if (ts.isPropertyAccessExpression(node) && node.expression.getText(source) === 'process.env') return node.name.text;
     if (ts.isElementAccessExpression(node) && node.expression.getText(source) === 'process.env') return text(node.argumentExpression);
-    if (ts.isCallExpression(node) && comesFromLibrary(node.expression)) return text(node.arguments[0]);
-    const [only, more] = ts.isObjectLiteralExpression(node) ? node.properties : [];
-    return only && !more && ts.isPropertyAssignment(only) && only.name.getText(source) === 'env' ? text(only.initializer) : undefined;
+    return ts.isCallExpression(node) && comesFromLibrary(node.expression) ? text(node.arguments[0]) : undefined;
   };
   const constant = (node, through) => {
     const [declaration, more] = symbolOf(node)?.declarations ?? [];

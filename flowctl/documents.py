@@ -12,6 +12,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from flowctl.problems import Rejected
@@ -92,13 +93,13 @@ def package_of(path: str) -> bytes:
     return data
 
 
-def pack(folder: str) -> bytes:
-    """The package (zip) of a handler's folder: its regular files, without leftovers, and the
-    authoring library if they import it.
+def pack(folder: str, made: Mapping[str, bytes] = MappingProxyType({})) -> bytes:
+    """The package (zip) of a handler's folder: its regular files, without leftovers, what was
+    `made` of them, and the authoring library if they import it.
 
     Raises Rejected for links and special files: what they point to is not in the folder.
     """
-    contents = dict(files_of(folder))
+    contents = {**dict(files_of(folder)), **made}
     if "handler.json" not in contents:
         raise Rejected(f"cannot publish {folder}: it has no handler.json; name a handler's folder")
     from flowctl.vendor import vendored

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from flowctl.authoring import COMMANDS as AUTHORING
 from flowctl.client import segment
 from flowctl.options import FORMS, Leaf, Noun, Session, limit_option, live_ids
 from flowctl.output import Column
@@ -195,3 +196,7 @@ def yank(session: Session, reference: str) -> None:
 
 def _path(type_: str, version: str) -> str:
     return f"/v1/handlers/{segment(type_)}/{segment(version)}"
+
+
+for _command in AUTHORING:
+    handler.add_command(_command)

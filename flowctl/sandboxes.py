@@ -18,7 +18,7 @@ from flowctl.options import NULL, Leaf, Noun, Session, json_option, live_ids
 from flowctl.output import Column, Output, duration, neutral
 from flowctl.problems import NotCompleted, NotReady
 
-__all__ = ["MISSING", "layers_in_words", "pool", "sandbox"]
+__all__ = ["MISSING", "layers_in_words", "pool", "sandbox", "took_in_words"]
 
 MIB = 1024 * 1024
 
@@ -112,7 +112,7 @@ def run(
         output.value(ran.result, lambda: None)
     else:
         output.line(json.dumps(ran.result, ensure_ascii=False))
-    for line in _took(ran.duration_ms, ran.usage):
+    for line in took_in_words(ran.duration_ms, ran.usage):
         output.note(line)
     if ran.is_failure:
         error = ran.result["error"]
@@ -258,7 +258,7 @@ def _network_in_words(network: Mapping[str, Any] | None) -> list[tuple[str, Any]
     ]
 
 
-def _took(duration_ms: int, usage: Mapping[str, Any]) -> list[str]:
+def took_in_words(duration_ms: int, usage: Mapping[str, Any]) -> list[str]:
     """What an execution took, one thing a line."""
     lines = [
         f"took {duration(duration_ms)}, {duration(usage.get('cpuMs', 0))} of CPU, "

@@ -6,6 +6,7 @@ a daemon's default settings. Everything that costs time to import is imported in
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -154,7 +155,7 @@ def describe(folder: str) -> Described:
     from sandbox import Call, Ending, PoolSettings
     from sandbox.once import run as run_once
 
-    with _unpacked(folder) as (place, manifest):
+    with _unpacked(folder, to_describe=True) as (place, manifest):
         entrypoint = DESCRIBE[manifest.runtime]
         if not (place / entrypoint.partition(":")[0]).exists():
             return Described()
@@ -242,11 +243,15 @@ def _settings(handler_type: str, private: Sequence[str]) -> Any:
 
 
 @contextmanager
-def _unpacked(folder: str) -> Iterator[tuple[Path, Any]]:
-    """The package of a folder on disk as a daemon keeps it, with its manifest."""
+def _unpacked(folder: str, to_describe: bool = False) -> Iterator[tuple[Path, Any]]:
+    """The package of a folder on disk as a daemon keeps it, with its manifest; one that is only
+    to be described has a manifest that says what to load and nothing that could be refused."""
     from flowmonkeyd.packages import Packages
 
-    data = pack(folder)
+    made = _compiled(folder)
+    if to_describe:
+        made["handler.json"] = _bare_manifest(folder)
+    data = pack(folder, made)
     place = tempfile.mkdtemp(prefix="flowctl-")
     try:
         packages = Packages(Path(place))
@@ -255,6 +260,35 @@ def _unpacked(folder: str) -> Iterator[tuple[Path, Any]]:
         yield packages.path(received.digest), received.manifest
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _compiled(folder: str) -> dict[str, bytes]:
+    """The file that a handler in TypeScript is run from, test values and all; types are checked
+    by a build only."""
+    try:
+        entrypoint = json.loads(Path(folder, "handler.json").read_bytes())["handler"]["entrypoint"]
+        file = entrypoint.rpartition(":")[0]
+        start = Path(folder, file).with_suffix(".ts")
+        if Path(folder, file).exists() or not start.exists():
+            return {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}  # publishing's own checks tell
+    from flowctl.build.script_source import transpiled
+
+    return {file: transpiled(folder, start.relative_to(folder).as_posix(), file)}
+
+
+def _bare_manifest(folder: str) -> bytes:
+    from flowmonkeyd.documents.manifest import parse_manifest
+
+    with refusals(folder):
+        try:
+            manifest = parse_manifest(Path(folder, "handler.json").read_bytes())
+        except OSError as exc:
+            why = (exc.strerror or str(exc)).lower()
+            raise Rejected(f"cannot read {folder}/handler.json: {why}") from exc
+    said = {"type": manifest.type, "version": manifest.version, "runtime": manifest.runtime}
+    return json.dumps({"handler": {**said, "entrypoint": manifest.entrypoint}}).encode()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from flowctl.build.scan import Planted
 from flowctl.build.wheels import Part
 from flowctl.problems import Rejected
 
-__all__ = ["Bundle", "bundle", "is_source", "resolved_entry"]
+__all__ = ["Bundle", "bundle", "is_source", "resolved_entry", "transpiled"]
 
 SOURCES = (".ts", ".mts", ".cts", ".tsx", ".js", ".mjs", ".cjs", ".jsx")
 # The oldest Node that the sandbox runs.
@@ -98,6 +98,26 @@ def bundle(entry: str, out: str, files: Mapping[str, bytes], library: Path) -> B
             tuple(_parts(answer["inputs"], place / "stripped")),
             tuple(_told(answer["warnings"])),
         )
+
+
+def transpiled(folder: str, entry: str, out: str) -> bytes:
+    """The file `entry` of a folder as one to run, called `out`, with nothing taken out of it and
+    flowmonkey left outside; its types are not checked. Raises Rejected with what is wrong."""
+    form = "esm" if out.endswith(".mjs") else "cjs"
+    options = [f"--target={TARGET}", f"--format={form}", "--log-level=error", "--charset=utf8"]
+    options += ["--bundle", "--platform=node", "--external:flowmonkey", "--sourcemap=inline"]
+    program = tools.install() / "node_modules/esbuild/bin/esbuild"
+    done = subprocess.run(
+        tools.node([str(program), entry, *options]),
+        cwd=folder,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=BUILD_TIMEOUT_S,
+    )
+    if done.returncode != 0:
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise Rejected(f"cannot compile {entry}", tuple(lines))
+    return done.stdout
 
 
 def _write(files: Mapping[str, bytes], folder: Path) -> None:

@@ -83,6 +83,8 @@ type PlainOf<O> = O extends { readonly enum: readonly (infer E)[] }
 /** The type of the values that a declaration lets through. */
 export type ValueOf<O> = PlainOf<O> | NullOf<O> | MissingOf<O>;
 
+type Writable<T> = T extends object ? { -readonly [N in keyof T]: Writable<T[N]> } : T;
+
 interface DoesNotFit<T> {
   readonly 'the field must have this type': T;
 }
@@ -127,7 +129,7 @@ export function Url(): RuleDecorator<string>;
 /** One of these values. */
 export function Enum<const E extends string | number | boolean>(...values: E[]): FieldDecorator<E>;
 /** What `flowctl handler test` gives unless told otherwise; a build takes it out. */
-export function TestValue<const T>(value: T): FieldDecorator<T>;
+export function TestValue<const T>(value: T): FieldDecorator<Writable<T>>;
 /** A test value that `flowctl handler test` takes from its own environment. */
 export function env(name: string, fallback?: Json): any;
 

@@ -8,6 +8,7 @@ fingerprint, so that one that was looked at can be allowed. No finding is checke
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
 from detect_secrets.core.scan import scan_file
+from detect_secrets.filters.heuristic import is_non_text_file
 from detect_secrets.settings import transient_settings
 
 __all__ = ["Finding", "Planted", "findings", "survivors"]
@@ -100,8 +102,11 @@ def survivors(files: Mapping[str, bytes], planted: Iterable[Planted]) -> list[Fi
 
 
 def _spellings(text: str) -> set[bytes]:
-    escaped = text.encode("unicode_escape")
-    return {text.encode("utf-8", "surrogatepass"), escaped, escaped.replace(b'"', b'\\"')}
+    """A text as it is, and as it is in the source code of Python, JSON and JavaScript."""
+    plain, ascii = (json.dumps(text, ensure_ascii=only_ascii)[1:-1] for only_ascii in (False, True))
+    spelled = (text, plain, ascii, plain.replace('\\"', '"'))
+    found = {one.encode("utf-8", "surrogatepass") for one in spelled}
+    return found | {text.encode("unicode_escape")}
 
 
 def _found(name: str, content: bytes, place: Path) -> Iterator[Finding]:
@@ -116,7 +121,10 @@ def _found(name: str, content: bytes, place: Path) -> Iterator[Finding]:
         for number, line in enumerate(text.split("\n"), 1)
         for part in _parts(line.rstrip("\r"))
     ]
-    path = place / f"file{PurePosixPath(name).suffix}"
+    suffix = PurePosixPath(name).suffix
+    if is_non_text_file(name):
+        suffix = ".txt"  # they would pass over it
+    path = place / f"file{suffix}"
     path.write_text("\n".join(part for _, part in parts), errors="replace", newline="")
     for secret in scan_file(str(path)):
         number = parts[min(secret.line_number, len(parts)) - 1][0]

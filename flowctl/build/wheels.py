@@ -19,6 +19,7 @@ from email.parser import BytesParser
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from flowctl.problems import Rejected
 
@@ -27,7 +28,7 @@ __all__ = ["LOCK", "Part", "Vendored", "vendor"]
 # Constraints of pip, with hashes if wanted: what makes the same versions on every day.
 LOCK = "requirements.lock"
 DOWNLOAD_TIMEOUT_S = 600
-_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(\[[A-Za-z0-9._,-]+\])?")
 _NOT_FOUND = re.compile(r"No matching distribution found for ([^\n]+)")
 _SETTLED = re.compile(r"={2,3}\s*[^*,]+")
 # Raised events instead of programs: https://docs.python.org/3/library/audit_events.html
@@ -78,12 +79,12 @@ def _requirements(dependencies: Mapping[str, str]) -> list[Requirement]:
     found, problems = [], []
     for name, specifier in sorted(dependencies.items()):
         try:
-            if not _NAME.fullmatch(name) or specifier.strip()[:1] in ("@", ";"):
+            if not _NAME.fullmatch(name):
                 raise InvalidRequirement
-            found.append(Requirement(f"{name}{'' if specifier == '*' else specifier}"))
-            if found[-1].url or found[-1].marker:
-                raise InvalidRequirement
-        except InvalidRequirement:
+            one = Requirement(name)
+            one.specifier = SpecifierSet("" if specifier == "*" else specifier)
+            found.append(one)
+        except (InvalidRequirement, InvalidSpecifier):
             why = f"{specifier[:100]!r} is not a version such as ==1.2.3 or >=1,<2"
             problems.append(f"$.dependencies.{name}: {why}")
     if problems:

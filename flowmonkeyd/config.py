@@ -21,14 +21,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from flowmonkeyd.documents.manifest import HANDLER_TYPE
 from flowmonkeyd.documents.problems import problems_of
+from flowmonkeyd.documents.signing import parse_public
 from flowmonkeyd.documents.targets import wrong_network, wrong_target
+from flowmonkeyd.errors import Invalid
 from sandbox.model import ALL_LAYERS, DEFAULT_REQUIRED
 
 __all__ = [
+    "AllowSection",
     "Api",
     "ConfigError",
     "HandlerNetwork",
     "HandlerSection",
+    "HandlersSection",
     "LimitsSection",
     "Loaded",
     "LogSection",
@@ -37,6 +41,7 @@ __all__ = [
     "Settings",
     "Shutdown",
     "TimeoutsSection",
+    "TrustSection",
     "load",
     "print_config",
 ]
@@ -158,6 +163,54 @@ class HandlerSection(_Section):
     network: HandlerNetwork = HandlerNetwork()
 
 
+class AllowSection(_Section):
+    """What handlers may ask for. A package that asks for more is not published."""
+
+    network: _Allow = ("*",)
+    filesystem: tuple[Literal["none", "readonly", "temp"], ...] = ("none", "readonly", "temp")
+    # Names of secrets, `*` and `?` stand for anything.
+    secrets: tuple[str, ...] = ("*",)
+    stateful: bool = True
+    # Of stateful handlers; the other two of stateless ones, in MiB and cores.
+    resources: tuple[Literal["light", "medium", "heavy", "gpu"], ...] = (
+        *("light", "medium", "heavy", "gpu"),
+    )
+    memory: Annotated[_Int, Field(ge=1, le=1024 * 1024)] = 1024
+    cpu: Annotated[float, Field(gt=0, le=64)] = 2.0
+
+
+class HandlersSection(_Section):
+    """What is said of all handlers; beside it, under their types, what is said of one."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, HandlerSection] = Field(init=False)
+
+    # Packages that no trusted key has signed are refused.
+    requireSignature: bool = False
+    allow: AllowSection = AllowSection()
+
+    def of(self, handler_type: str) -> HandlerSection:
+        """What is said of one type; the defaults for one without a table."""
+        return self.__pydantic_extra__.get(handler_type, _SAID_NOTHING)
+
+
+_SAID_NOTHING = HandlerSection()
+
+
+def _public_key(text: str) -> str | None:
+    try:
+        _, name = parse_public(text)
+    except Invalid as exc:
+        return exc.message
+    return None if name else "should be ed25519:BASE64 NAME, the line of a .pub file"
+
+
+class TrustSection(_Section):
+    """Whose signatures count here, beside what `flowctl key trust` adds."""
+
+    keys: tuple[Annotated[str, _each(_public_key)], ...] = ()
+
+
 class LogSection(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "human", "json"] = "auto"
@@ -174,7 +227,8 @@ class Settings(_Section):
     timeouts: TimeoutsSection = TimeoutsSection()
     sandbox: SandboxSection = SandboxSection()
     log: LogSection = LogSection()
-    handlers: Mapping[str, HandlerSection] = Field(default_factory=dict)
+    trust: TrustSection = TrustSection()
+    handlers: HandlersSection = HandlersSection()
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +376,9 @@ def _key(text: str) -> _Key:
 
 
 def _general(key: _Key) -> _Key:
-    return ("handlers", _ANY, *key[2:]) if key[:1] == ("handlers",) and len(key) > 1 else key
+    if key[:1] != ("handlers",) or len(key) < 2 or key[1] in HandlersSection.model_fields:
+        return key
+    return ("handlers", _ANY, *key[2:])
 
 
 def _absolute(text: str, home: Path) -> Path:
@@ -368,7 +424,7 @@ def _validated(
         for name in key[:-1]:
             place = place.setdefault(name, {})
         place[key[-1]] = value
-    for name in tree.get("handlers", ()):
+    for name in tree.get("handlers", {}).keys() - HandlersSection.model_fields.keys():
         if not HANDLER_TYPE.fullmatch(name):
             lines.append(f"{_dotted(('handlers', name))}: is no handler's type")
     try:
@@ -391,7 +447,7 @@ def _validated(
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int):
+    if isinstance(value, int | float):
         return str(value)
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flowmonkeyd import builtin, decide, jsontext
+from flowmonkeyd import decide, jsontext
 from flowmonkeyd.clock import Ids
 from flowmonkeyd.documents.flow import flow_digest, parse_flow
 from flowmonkeyd.errors import Conflict, Invalid, NotFound, Problem
@@ -25,6 +25,7 @@ from flowmonkeyd.model import (
     StepError,
     WaitKind,
 )
+from flowmonkeyd.publishing import Publishing
 from flowmonkeyd.references import References
 from flowmonkeyd.steps import Steps
 from flowmonkeyd.store import Store, Tx, catalog, executions, ledger, tasks, waits
@@ -39,10 +40,12 @@ DUE_BATCH = 256
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """An execution as it stood at the commit; `created` is False for an idempotency hit."""
+    """An execution as it stood at the commit; `created` is False for an idempotency hit.
+    `warnings` are about handlers that a new one uses."""
 
     record: Record
     created: bool
+    warnings: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,9 @@ class Sent:
     woken: tuple[str, ...]
 
 
-class Engine(Work):
-    """All verbs: those of workers, and these. `local_types` are handler types that run in process
-    (the test harness only)."""
+class Engine(Work, Publishing):
+    """All verbs: those of workers, those on handlers, and these. `local_types` are handler types
+    that run in process (the test harness only)."""
 
     def __init__(
         self,
@@ -73,7 +76,7 @@ class Engine(Work):
     ) -> None:
         super().__init__(store, Steps(limits, ids, References(local_types)))
 
-    # --- flows and handlers ------------------------------------------------------------------
+    # --- flows -----------------------------------------------------------------------------------
 
     async def apply_flow(self, document: Mapping[str, Any], by: str | None = None) -> Applied:
         """Add a flow version; the same document again is unchanged.
@@ -93,6 +96,8 @@ class Engine(Work):
                 for step in flow.steps.values()
                 if self._steps.names.resolve(tx, step.handler, {}) is None
             ]
+            self._steps.names.pins(tx, flow)
+            unknown += self._steps.names.notes(tx, flow)
             row = catalog.flow_row(tx, flow.id, flow.version)
             if row is not None:
                 if row.digest != digest:
@@ -106,57 +111,6 @@ class Engine(Work):
             data = {"flowId": flow.id, "flowVersion": flow.version, "by": by}
             ledger.append_one(tx, "flow.applied", data)
             return Applied(row, True, (*warnings, *unknown))
-
-        return await self.store.write(change)
-
-    async def publish(
-        self,
-        handler_type: str,
-        version: str,
-        digest: str,
-        manifest: str,
-        size_bytes: int,
-        by: str | None = None,
-    ) -> tuple[catalog.HandlerRow, bool]:
-        """Add a handler version whose package is on disk: (row, whether it is new).
-
-        Raises Conflict when the version exists with other content, Invalid for a built-in type.
-        """
-        if handler_type in builtin.TYPES:
-            raise Invalid(f"cannot publish {handler_type!r}: it is a built-in type")
-
-        def change(tx: Tx) -> tuple[catalog.HandlerRow, bool]:
-            row = catalog.handler_row(tx, handler_type, version)
-            if row is not None:
-                if row.digest != digest:
-                    raise Conflict(
-                        f"cannot publish {handler_type}@{version}: this version exists with other "
-                        "content; give the package a new version"
-                    )
-                return row, False
-            row = catalog.insert_handler(tx, handler_type, version, digest, manifest, size_bytes)
-            data = {"type": handler_type, "version": version, "digest": digest, "by": by}
-            ledger.append_one(tx, "handler.published", data)
-            return row, True
-
-        return await self.store.write(change)
-
-    async def yank(
-        self, handler_type: str, version: str, by: str | None = None
-    ) -> catalog.HandlerRow:
-        """No new execution takes this version; those that have it go on. Raises NotFound."""
-
-        def change(tx: Tx) -> catalog.HandlerRow:
-            row = catalog.handler_row(tx, handler_type, version)
-            if row is None:
-                raise NotFound(f"no handler {handler_type}@{version}")
-            if row.yanked_at_ms is None:
-                catalog.yank_handler(tx, row.key)
-                data = {"type": handler_type, "version": version, "by": by}
-                ledger.append_one(tx, "handler.yanked", data)
-            row = catalog.handler_row(tx, handler_type, version)
-            assert row is not None
-            return row
 
         return await self.store.write(change)
 
@@ -178,7 +132,9 @@ class Engine(Work):
             made = []
             for number, new in enumerate(batch):
                 try:
-                    made.append(Submitted(*self._steps.start(tx, new, by)))
+                    record, created = self._steps.start(tx, new, by)
+                    notes = self._steps.names.notes(tx, record.execution) if created else ()
+                    made.append(Submitted(record, created, notes))
                 except (Invalid, NotFound, Conflict) as exc:
                     if len(batch) == 1:
                         raise

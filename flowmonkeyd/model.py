@@ -28,6 +28,7 @@ __all__ = [
     "Priority",
     "RetryPolicy",
     "Selector",
+    "Signed",
     "Step",
     "StepError",
     "Task",
@@ -124,6 +125,15 @@ class HandlerRef:
 
     type: str
     version_range: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """Whose package it is: the publisher and key whose signature was verified, and handler.sig."""
+
+    publisher: str
+    key_id: str
+    signature: str
 
 
 @dataclass(frozen=True, slots=True)

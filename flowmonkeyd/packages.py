@@ -17,13 +17,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowmonkeyd.documents.archive import MANIFEST, content_digest, read_archive
+from flowmonkeyd.documents.archive import MANIFEST, SIGNATURE, content_digest, read_archive
 from flowmonkeyd.documents.manifest import Manifest, parse_manifest
 from flowmonkeyd.errors import Invalid, Problem, Unavailable
+from flowmonkeyd.model import Signed
 
 __all__ = ["Packages", "Received", "not_yet_run"]
 
@@ -38,13 +39,14 @@ _PROBLEMS_MAX = 100
 class Received:
     """A package that is on disk now; `size_bytes` counts its unpacked files, `manifest_json` is
     the text of handler.json as written, but for a built package's list of files, which is long and
-    of use on disk only."""
+    of use on disk only. `signed` is what the judge said."""
 
     manifest: Manifest
     manifest_json: str
     digest: str
     size_bytes: int
     files: tuple[str, ...]
+    signed: Signed | None = None
 
 
 class Packages:
@@ -67,18 +69,26 @@ class Packages:
             raise ValueError(f"{digest!r} is not a package's digest")
         return self._root / digest
 
-    def receive(self, data: bytes) -> Received:
+    def receive(
+        self,
+        data: bytes,
+        judge: Callable[[Manifest, Mapping[str, bytes]], Signed | None] = lambda *_: None,
+    ) -> Received:
         """Check a package (a ZIP) and put it on disk; the same again changes nothing.
 
-        Raises Invalid with every problem found, Unavailable when it cannot be written.
+        `judge` says who signed it, or raises, before anything is written. Raises Invalid with every
+        problem found, Unavailable when it cannot be written.
         """
         files = read_archive(data)
         if MANIFEST not in files:
             why = f"it has no {MANIFEST} at its top; pack the folder's content, not the folder"
             raise Invalid(f"cannot accept the package: {why}", problems=(Problem("$", why),))
         manifest = parse_manifest(files[MANIFEST])
+        signed = judge(manifest, files)
         _refuse([*_missing(manifest, files), *_compiled(files), *not_yet_run(manifest)])
         digest = content_digest(files)
+        # It is not in the digest, which names the place: what is there is the same however signed.
+        files = {name: content for name, content in files.items() if name != SIGNATURE}
         try:
             self._keep(digest, files)
         except OSError as exc:
@@ -93,6 +103,7 @@ class Packages:
             digest,
             sum(map(len, files.values())),
             tuple(sorted(files)),
+            signed,
         )
 
     def remove_unused(self, in_use: Collection[str]) -> list[str]:

@@ -6,13 +6,13 @@ Looks only into the catalogue, inside the caller's transaction, and changes noth
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from flowmonkeyd import builtin, jsontext
 from flowmonkeyd.documents.flow import parse_flow
-from flowmonkeyd.documents.versions import newest
-from flowmonkeyd.errors import NotFound
-from flowmonkeyd.model import Flow, HandlerRef, Lane
+from flowmonkeyd.documents.versions import is_version, newest
+from flowmonkeyd.errors import NotFound, Problem
+from flowmonkeyd.model import Execution, Flow, HandlerRef, Lane
 from flowmonkeyd.store import Tx, catalog
 
 __all__ = ["BUILTIN_VERSION", "LOCAL_VERSION", "References", "pin_of", "split_ref"]
@@ -65,7 +65,9 @@ class References:
             return Lane.BUILTIN, BUILTIN_VERSION
         if ref.type in self.local_types:
             return Lane.SANDBOX, LOCAL_VERSION
-        version = pins.get(pin_of(ref)) or _published(tx, ref)
+        version = pins.get(pin_of(ref))
+        if version is None and (row := _published(tx, ref)) is not None:
+            version = row.version
         return (Lane.SANDBOX, version) if version else None
 
     def why_missing(self, tx: Tx, ref: HandlerRef) -> str:
@@ -83,13 +85,26 @@ class References:
         if known is not None:
             return known
         pins = tx.memo["pins", flow.id, flow.version] = {}
+        notes: list[Problem] = []
         for step in flow.steps.values():
             ref = step.handler
             if ref.type not in builtin.TYPES and ref.type not in self.local_types:
-                version = _published(tx, ref)
-                if version is not None:
-                    pins[pin_of(ref)] = version
+                row = _published(tx, ref)
+                if row is not None:
+                    pins[pin_of(ref)] = row.version
+                    notes += _notes(f"$.steps.{step.id}.type", row)
+        if notes:
+            tx.memo["notes", flow.id, flow.version] = tuple(notes)
         return pins
+
+    def notes(self, tx: Tx, used_by: Flow | Execution) -> tuple[Problem, ...]:
+        """What the publishers of its handlers say against them; `pins` was asked before."""
+        if isinstance(used_by, Flow):
+            key = ("notes", used_by.id, used_by.version)
+        else:
+            key = ("notes", used_by.flow_id, used_by.flow_version)
+        notes: tuple[Problem, ...] = tx.memo.get(key, ())
+        return notes
 
 
 def split_ref(ref: str) -> tuple[str, str | None]:
@@ -102,9 +117,22 @@ def pin_of(ref: HandlerRef) -> str:
     return f"{ref.type}@{ref.version_range}" if ref.version_range else ref.type
 
 
-def _published(tx: Tx, ref: HandlerRef) -> str | None:
-    rows = catalog.handler_versions(tx, ref.type)
-    found: str | None = newest(
-        (row.version for row in rows if row.yanked_at_ms is None), ref.version_range
-    )
-    return found
+def _published(tx: Tx, ref: HandlerRef) -> catalog.HandlerRow | None:
+    """A yanked version is taken by who names it exactly, and fits no range."""
+    wanted = ref.version_range
+    is_pin = wanted is not None and is_version(wanted.removeprefix("="))
+    rows = {
+        row.version: row
+        for row in catalog.handler_versions(tx, ref.type)
+        if is_pin or row.yanked_at_ms is None
+    }
+    version = newest(rows, wanted)
+    return None if version is None else rows[version]
+
+
+def _notes(path: str, row: catalog.HandlerRow) -> Iterator[Problem]:
+    name = f"{row.type}@{row.version}"
+    if row.deprecation is not None:
+        yield Problem(path, f"{name} is deprecated: {row.deprecation}", "warning")
+    if row.yanked_at_ms is not None:
+        yield Problem(path, f"{name} was yanked; name another version", "warning")

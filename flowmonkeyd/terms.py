@@ -19,7 +19,6 @@ __all__ = ["Terms", "terms_json", "terms_of"]
 
 MIB = 1024 * 1024
 CPU_SHARE_MIN = 0.01
-_NOTHING = HandlerSection()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class Terms:
 def terms_of(manifest: Manifest, settings: Settings) -> Terms:
     """The terms of a stateless handler."""
     sandbox = settings.sandbox
-    own = settings.handlers.get(manifest.type, _NOTHING)
+    own = settings.handlers.of(manifest.type)
     limits = Limits(
         wall_ms=manifest.timeout_ms,
         memory_bytes=manifest.memory_mib * MIB,

@@ -49,7 +49,7 @@ DOORS = {
     "pydantic": (
         "flowmonkeyd/config.py",
         "flowmonkeyd/documents/",
-        *(f"flowmonkeyd/api/{name}.py" for name in ("wire", "requests", "routes")),
+        *(f"flowmonkeyd/api/{name}.py" for name in ("wire", "requests", "routes", "publishers")),
     ),
     "pydantic_core": ("flowmonkeyd/jsontext.py",),
     "pyseccomp": ("sandbox/seccomp.py",),

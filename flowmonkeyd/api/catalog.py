@@ -1,31 +1,38 @@
-"""Flows and handlers: apply, publish, list, show, yank."""
+"""Flows and handlers: apply, publish, list, show, yank, deprecate."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from flowmonkeyd.api import wire
+from flowmonkeyd import trust
+from flowmonkeyd.api import publishers, wire
+from flowmonkeyd.api.publishers import known, shown_handler
 from flowmonkeyd.api.requests import (
     Api,
     Unsupported,
     answer,
     bounded,
     cursor,
+    decode,
     page_of,
     peer,
     read_body,
     read_json,
 )
+from flowmonkeyd.documents.manifest import Manifest
 from flowmonkeyd.documents.text import parse_text
 from flowmonkeyd.documents.versions import is_version, newest, sort_key
 from flowmonkeyd.errors import Invalid, NotFound
+from flowmonkeyd.model import Signed
 from flowmonkeyd.store import catalog
 
 __all__ = [
     "apply_flow",
+    "deprecate",
     "handler_of",
     "list_flows",
     "list_handlers",
@@ -86,7 +93,12 @@ async def publish(api: Api, request: Request) -> Response:
     if kind not in ZIP:
         raise Unsupported(f"cannot read {kind!r}: send application/zip")
     body = await read_body(request, api.settings.api.bodyBytesMax)
-    received = await asyncio.to_thread(api.packages.receive, body)
+    keys = await known(api)
+
+    def judge(manifest: Manifest, files: Mapping[str, bytes]) -> Signed | None:
+        return trust.check(manifest, files, keys, api.settings)
+
+    received = await asyncio.to_thread(api.packages.receive, body, judge)
     manifest = received.manifest
     row, created = await api.engine.publish(
         manifest.type,
@@ -95,6 +107,7 @@ async def publish(api: Api, request: Request) -> Response:
         received.manifest_json,
         received.size_bytes,
         peer(request),
+        received.signed,
     )
     shown = {**wire.handler_json(row), "created": created, "warnings": []}
     return answer(shown, 201 if created else 200)
@@ -116,7 +129,7 @@ async def show_handler(api: Api, request: Request) -> Response:
         row = await store.read(lambda c: catalog.handler_row(c, handler_type, version))
         if row is None:
             raise NotFound(f"no handler {handler_type}@{version}", code="HANDLER_NOT_FOUND")
-        return answer(wire.handler_json(row))
+        return answer(await shown_handler(api, row))
     rows = await store.read(lambda c: catalog.handler_versions(c, handler_type))
     if not rows:
         raise NotFound(f"no handler {handler_type!r}", code="HANDLER_NOT_FOUND")
@@ -127,6 +140,16 @@ async def show_handler(api: Api, request: Request) -> Response:
     return answer(
         {"items": [wire.handler_json(row) for row in rows[start:end]], "nextCursor": more}
     )
+
+
+async def deprecate(api: Api, request: Request) -> Response:
+    """Who uses a version is told the message from now on; null takes it back."""
+    handler_type, version = _name(request.path_params["name"])
+    if version is None:
+        raise NotFound(f"no handler version in {request.path_params['name']!r}")
+    body = decode(publishers.DEPRECATE, await read_json(request, api))
+    row = await api.engine.deprecate(handler_type, version, body.message, peer(request))
+    return answer(wire.handler_json(row))
 
 
 async def yank(api: Api, request: Request) -> Response:

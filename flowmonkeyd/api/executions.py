@@ -71,7 +71,10 @@ async def create(api: Api, request: Request) -> Response:
         await _until_ended(api, request, record.execution.id, wait_ms)
         record = await api.engine.get(record.execution.id)
     headers = {"location": f"/v1/executions/{record.execution.id}"}
-    return answer(wire.execution_json(record), 201 if submitted.created else 200, headers)
+    shown = wire.execution_json(record)
+    if submitted.warnings:
+        shown["warnings"] = wire.problems_json(submitted.warnings)
+    return answer(shown, 201 if submitted.created else 200, headers)
 
 
 async def create_batch(api: Api, request: Request) -> Response:

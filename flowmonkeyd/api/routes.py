@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from flowmonkeyd import __version__
-from flowmonkeyd.api import catalog, executions, operations, pools, wire
+from flowmonkeyd.api import catalog, executions, operations, pools, publishers, wire
 from flowmonkeyd.api.requests import Api, answer
 
 __all__ = ["ROUTES", "Route", "openapi"]
@@ -51,7 +51,7 @@ H = wire.HandlerShape
 
 ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/executions", executions.create, "Start an execution",
-          wire.ExecutionBody, E, ("waitMs",)),
+          wire.ExecutionBody, wire.CreatedShape, ("waitMs",)),
     Route("GET", "/v1/executions/{id}", executions.show, "Show an execution", None, E,
           ("waitMs",)),
     Route("POST", "/v1/executions:batch", executions.create_batch,
@@ -90,9 +90,22 @@ ROUTES: tuple[Route, ...] = (
           wire.Page[H], PAGE),
     Route("POST", "/v1/handlers/{name:path}/yank", catalog.yank, "Yank a handler version", None,
           H),
+    Route("POST", "/v1/handlers/{name:path}/deprecate", catalog.deprecate,
+          "Say something against a handler version", publishers.DeprecateBody, H),
     Route("GET", "/v1/handlers/{name:path}", catalog.show_handler,
-          "Show a handler version (type/version), or a page of all versions (type)", None, H,
-          PAGE),
+          "Show a handler version (type/version), or a page of all versions (type)", None,
+          publishers.HandlerShownShape, PAGE),
+    Route("PUT", "/v1/keys", publishers.trust_key, "Trust a publisher's key",
+          publishers.KeyBody, publishers.KeyShape),
+    Route("GET", "/v1/keys", publishers.list_keys, "List the keys that are or were trusted", None,
+          wire.Page[publishers.KeyShape], PAGE),
+    Route("POST", "/v1/keys/{id}/revoke", publishers.revoke_key, "Trust a key no more",
+          publishers.RevokeBody, publishers.KeyShape),
+    Route("GET", "/v1/namespaces", publishers.list_namespaces,
+          "List whose the namespaces of handler types are", None,
+          wire.Page[publishers.NamespaceShape], PAGE),
+    Route("PUT", "/v1/namespaces/{name}", publishers.give_namespace,
+          "Hand a namespace over", publishers.GiveBody, publishers.GivenShape),
     Route("GET", "/v1/queue", operations.queue, "Depth of the queue", None, wire.QueueShape),
     Route("GET", "/v1/pools", pools.pools, "What runs handlers", None, pools.PoolsShape),
     Route("GET", "/v1/terms/{name:path}", pools.terms,

@@ -30,7 +30,9 @@ __all__ = [
     "RESUME",
     "RETRY",
     "BatchShape",
+    "Body",
     "CancelBody",
+    "CreatedShape",
     "DepthShape",
     "EventBody",
     "EventShape",
@@ -76,16 +78,16 @@ YEARS_MS = 3650 * 24 * 3600 * 1000
 Name = Annotated[StrictStr, Field(min_length=1, max_length=256)]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
-class TimeoutsBody(_Body):
+class TimeoutsBody(Body):
     executionMs: Annotated[StrictInt, Field(ge=1, le=YEARS_MS)] | None = None
     waitMs: Annotated[StrictInt, Field(ge=1, le=YEARS_MS)] | None = None
 
 
-class ExecutionBody(_Body):
+class ExecutionBody(Body):
     """A new execution; `flow` is an id or id@version."""
 
     flow: Name
@@ -99,21 +101,21 @@ class ExecutionBody(_Body):
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
-class CancelBody(_Body):
+class CancelBody(Body):
     reason: Annotated[StrictStr, Field(max_length=1000)] | None = None
     source: Literal["user", "admin"] = "user"
 
 
-class ResumeBody(_Body):
+class ResumeBody(Body):
     token: Name | None = None
     data: Any = None
 
 
-class RetryBody(_Body):
+class RetryBody(Body):
     fromStepId: Name | None = None
 
 
-class EventBody(_Body):
+class EventBody(Body):
     name: Name
     data: Any = None
     tenantId: Name = DEFAULT_TENANT
@@ -170,6 +172,17 @@ class ExecutionShape(Shape):
     startedAt: str | None
     updatedAt: str
     finishedAt: str | None
+
+
+class WarningShape(Shape):
+    path: str
+    message: str
+
+
+class CreatedShape(ExecutionShape):
+    """`warnings` when a handler that it uses is deprecated or yanked."""
+
+    warnings: list[WarningShape] | None = None
 
 
 class ListedShape(ExecutionShape):
@@ -241,11 +254,6 @@ class SentShape(Shape):
     seq: int
 
 
-class WarningShape(Shape):
-    path: str
-    message: str
-
-
 class FlowShape(Shape):
     id: str
     version: str
@@ -275,6 +283,9 @@ class HandlerShape(Shape):
     sizeBytes: int
     publishedAt: str
     yankedAt: str | None
+    publisher: str | None
+    keyId: str | None
+    deprecation: str | None
     manifest: dict[str, Any]
 
 
@@ -443,6 +454,9 @@ def handler_json(row: HandlerRow) -> dict[str, Any]:
         "sizeBytes": row.size_bytes,
         "publishedAt": rfc3339(row.published_at_ms),
         "yankedAt": rfc3339(row.yanked_at_ms),
+        "publisher": row.publisher,
+        "keyId": row.key_id,
+        "deprecation": row.deprecation,
         "manifest": manifest,
     }
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from flowmonkeyd.model import Signed
 from flowmonkeyd.store.store import Tx
 
 __all__ = [
     "FlowRow",
     "HandlerRow",
+    "deprecate_handler",
     "digests",
     "flow_document",
     "flow_key",
@@ -21,6 +24,7 @@ __all__ = [
     "insert_handler",
     "list_flows",
     "list_handlers",
+    "sign_handler",
     "yank_handler",
 ]
 
@@ -49,10 +53,17 @@ class HandlerRow:
     size_bytes: int
     published_at_ms: int
     yanked_at_ms: int | None
+    publisher: str | None
+    key_id: str | None
+    signature: str | None
+    deprecation: str | None
 
 
 _FLOW = "key, id, version, name, digest, document, step_count, applied_at_ms"
-_HANDLER = "key, type, version, digest, manifest, size_bytes, published_at_ms, yanked_at_ms"
+_HANDLER = (
+    "key, type, version, digest, manifest, size_bytes, published_at_ms, yanked_at_ms,"
+    " publisher, key_id, signature, deprecation"
+)
 
 
 def insert_flow(
@@ -139,8 +150,26 @@ def digests(conn: sqlite3.Connection) -> set[str]:
     return {digest for (digest,) in conn.execute("SELECT DISTINCT digest FROM handlers")}
 
 
-def yank_handler(tx: Tx, key: int) -> None:
-    tx.execute(
-        "UPDATE handlers SET yanked_at_ms = ? WHERE key = ? AND yanked_at_ms IS NULL",
-        (tx.now_ms, key),
-    )
+def yank_handler(tx: Tx, key: int) -> HandlerRow:
+    return _changed(tx, key, "yanked_at_ms = :now", {"now": tx.now_ms})
+
+
+def deprecate_handler(tx: Tx, key: int, message: str | None) -> HandlerRow:
+    """With None it is deprecated no more."""
+    return _changed(tx, key, "deprecation = :message", {"message": message})
+
+
+def sign_handler(tx: Tx, key: int, signed: Signed) -> HandlerRow:
+    """Who signed it; only once."""
+    values = {"publisher": signed.publisher, "id": signed.key_id, "signature": signed.signature}
+    return _changed(tx, key, "publisher = :publisher, key_id = :id, signature = :signature", values)
+
+
+def _changed(
+    tx: Tx, key: int, assignments: str, values: Mapping[str, str | int | None]
+) -> HandlerRow:
+    row = tx.execute(
+        f"UPDATE handlers SET {assignments} WHERE key = :key RETURNING {_HANDLER}",
+        {**values, "key": key},
+    ).fetchone()
+    return HandlerRow(*row)

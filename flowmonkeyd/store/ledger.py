@@ -36,6 +36,11 @@ TYPES: tuple[str, ...] = (
     "token.revoked",
     "event.received",
     "daemon.started",
+    "handler.signed",
+    "handler.deprecated",
+    "key.trusted",
+    "key.revoked",
+    "namespace.given",
 )
 _CODE = {name: code for code, name in enumerate(TYPES, 1)}
 

@@ -25,7 +25,7 @@ CREATE TABLE handlers (
     manifest TEXT NOT NULL,
     size_bytes INTEGER NOT NULL,
     published_at_ms INTEGER NOT NULL,
-    yanked_at_ms INTEGER,
+    yanked_at_ms INTEGER, publisher TEXT, key_id TEXT, signature TEXT, deprecation TEXT,
     UNIQUE (type, version)
 ) STRICT;
 
@@ -203,4 +203,22 @@ CREATE TABLE logs (
     message TEXT NOT NULL,
     fields TEXT,
     PRIMARY KEY (execution, seq)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE publisher_keys (
+    id TEXT PRIMARY KEY,
+    -- ed25519:<base64>
+    public TEXT NOT NULL,
+    publisher TEXT NOT NULL,
+    -- NULL: known from the configuration only, and revoked here
+    trusted_at_ms INTEGER,
+    revoked_at_ms INTEGER,
+    reason TEXT,
+    CHECK (trusted_at_ms IS NOT NULL OR revoked_at_ms IS NOT NULL)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE namespaces (
+    name TEXT PRIMARY KEY,
+    publisher TEXT NOT NULL,
+    bound_at_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;

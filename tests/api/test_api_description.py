@@ -6,12 +6,14 @@ import pytest
 
 from flowmonkeyd.api.routes import ROUTES, openapi
 from flowmonkeyd.documents.archive import pack_files
+from flowmonkeyd.documents.signing import PrivateKey
 from tests.api.api_server import SWITCH, served
 
 HANDLER = {
     "handler.json": json.dumps({"handler": {"type": "add", "version": "1.2.0"}}).encode(),
     "handler.py": b"def handle(input, ctx):\n    return 1\n",
 }
+ADD = {"id": "a", "type": "add", "input": {"type": "full"}}
 MODELS = {(route.method, route.path): route.response for route in ROUTES}
 
 
@@ -96,5 +98,18 @@ async def test_every_route_answers_in_the_shape_it_is_described_with(api):
     await check("GET", "/v1/handlers/add/1.2.0", route=named)
     await check("GET", "/v1/terms/add/1.2.0", route="/v1/terms/{name:path}")
     await check("GET", "/v1/terms/add", route="/v1/terms/{name:path}")
+    old = {"message": "use 2.0.0"}
+    await check("POST", "/v1/handlers/add/1.2.0/deprecate", old, route=f"{named}/deprecate")
+    flow = {"id": "f", "version": "1.0.0", "initialStepId": "a", "steps": {"a": ADD}}
+    await check("PUT", "/v1/flows", flow)
+    warned = await check("POST", "/v1/executions", {"flow": "f"})
+    assert warned.json["warnings"] == [
+        {"path": "$.steps.a.type", "message": "add@1.2.0 is deprecated: use 2.0.0"}
+    ]
     await check("POST", "/v1/handlers/add/1.2.0/yank", route=f"{named}/yank")
+    key = (await check("PUT", "/v1/keys", {"key": PrivateKey.new().public.line("acme")})).json
+    await check("GET", "/v1/keys")
+    await check("POST", f"/v1/keys/{key['id']}/revoke", {}, route="/v1/keys/{id}/revoke")
+    await check("PUT", "/v1/namespaces/acme", {"publisher": "acme"}, route="/v1/namespaces/{name}")
+    assert (await check("GET", "/v1/namespaces")).json["items"]
     assert seen == set(MODELS)

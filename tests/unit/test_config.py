@@ -210,16 +210,16 @@ def test_a_handler_s_own_table_is_kept_under_its_type(tmp_path) -> None:
     flags = {'handlers."a.b".privateNetworks': "127.0.0.0/8, ::1/128"}
     found = loaded(text, tmp_path, **flags)
     handlers = found.settings.handlers
-    assert handlers["acme/resize"].policy == "reuse"
-    assert handlers["acme/resize"].reuseUses == 7
-    assert handlers["acme/resize"].network.allow == ("*.example.com:443",)
-    assert handlers["a.b"].privateNetworks == ("127.0.0.0/8", "::1/128")
+    assert handlers.of("acme/resize").policy == "reuse"
+    assert handlers.of("acme/resize").reuseUses == 7
+    assert handlers.of("acme/resize").network.allow == ("*.example.com:443",)
+    assert handlers.of("a.b").privateNetworks == ("127.0.0.0/8", "::1/128")
     assert found.origins['handlers."acme/resize".policy'] == f"{tmp_path}/c.toml"
     assert found.origins['handlers."acme/resize".reuseIdleMs'] == "default"
     assert found.origins['handlers."a.b".privateNetworks'] == "flag"
     shown = print_config(found)
     again = loaded(shown, tmp_path).settings
-    assert again.handlers["acme/resize"] == handlers["acme/resize"]
+    assert again.handlers.of("acme/resize") == handlers.of("acme/resize")
     assert 'allow = ["*.example.com:443"]' in shown
 
 

@@ -8,6 +8,7 @@ installed one, except a Python package of that name, which is the author's own.
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +49,10 @@ def imports_library(contents: Mapping[str, bytes]) -> str | None:
 
 
 def vendored(contents: Mapping[str, bytes]) -> dict[str, bytes]:
-    """A handler's files with what they need of the library, and with nothing else of it."""
+    """A handler's files with what they need of the library, and with nothing else of it; those of
+    a built package as they are, for they are listed."""
+    if _is_built(contents):
+        return dict(contents)
     kept = {name: data for name, data in contents.items() if not name.startswith(_NODE_PLACE)}
     language, place = imports_library(kept), library()
     if language == "python":
@@ -59,6 +63,13 @@ def vendored(contents: Mapping[str, bytes]) -> dict[str, bytes]:
         for name in _NODE:
             kept[_NODE_PLACE + name] = (place / "node" / name).read_bytes()
     return kept
+
+
+def _is_built(contents: Mapping[str, bytes]) -> bool:
+    try:
+        return "package" in json.loads(contents.get("handler.json", b"{}"))
+    except (ValueError, TypeError, RecursionError):
+        return False  # what is wrong with it is told when it is read
 
 
 def install(folder: Path) -> None:

@@ -65,7 +65,7 @@ def violations(declaration: Mapping[str, Any], value: Any) -> Iterator[tuple[str
             yield "", "required", "is required"
         return
     type_, found = declaration.get("type", "any"), kind(value)
-    if found == "null" and (declaration.get("nullable") or type_ in ("any", "null")):
+    if found == "null" and (declaration.get("nullable") or type_ == "null"):
         return
     if type_ not in (found, "any") and not (type_ == "number" and found == "integer"):
         words = _TYPES[type_] + (" or null" if declaration.get("nullable") else "")
@@ -233,9 +233,20 @@ def _same(one: Any, other: Any) -> bool:
 
 def _shown(value: Any) -> str:
     """A declared value as JSON, as JavaScript writes it."""
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        value = int(value)
+    if isinstance(value, float):
+        return _number(value)
     return json.dumps(value, ensure_ascii=False)
+
+
+def _number(value: float) -> str:
+    """A number as JavaScript writes it (ECMA-262, Number::toString): other exponents."""
+    from decimal import Decimal
+
+    digits = Decimal(repr(value)).normalize()
+    if value == 0 or 1e-6 <= abs(value) < 1e21:
+        return f"{digits:f}" if value else "0"
+    text = f"{digits:e}"
+    return re.sub(r"e([+-])0*", r"e\1", text)
 
 
 # What JavaScript and Python write differently: `$` and `.` know other line ends, names of groups.

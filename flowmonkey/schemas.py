@@ -56,7 +56,9 @@ def _declared(declaration: Mapping[str, Any]) -> dict[str, Any]:
     type_ = declaration.get("type", "any")
     schema: dict[str, Any] = {}
     if type_ != "any":
-        schema["type"] = [type_, "null"] if declaration.get("nullable") else type_
+        schema["type"] = (
+            [type_, "null"] if declaration.get("nullable") and type_ != "null" else type_
+        )
     unit = "Items" if type_ == "array" else "Length"
     names = {"min": "minimum", "max": "maximum", "pattern": "pattern"}
     names |= {"minLength": f"min{unit}", "maxLength": f"max{unit}"}

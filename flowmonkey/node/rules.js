@@ -53,7 +53,7 @@ function violations(declaration, value) {
   }
   const { type = 'any', nullable } = declaration;
   const found = kind(value);
-  if (found === 'null' && (nullable || type === 'any' || type === 'null')) return [];
+  if (found === 'null' && (nullable || type === 'null')) return [];
   if (type !== found && type !== 'any' && !(type === 'number' && found === 'integer')) {
     const words = TYPES[type] + (nullable ? ' or null' : '');
     return [['', 'type', `must be ${words}, not ${foundInWords(type, value)}`]];

@@ -22,7 +22,7 @@ function outputSchema(given = {}) {
 function declared(declaration) {
   const { type = 'any', nullable, items } = declaration;
   const schema = {};
-  if (type !== 'any') schema.type = nullable ? [type, 'null'] : type;
+  if (type !== 'any') schema.type = nullable && type !== 'null' ? [type, 'null'] : type;
   const unit = type === 'array' ? 'Items' : 'Length';
   const names = {
     ...{ min: 'minimum', max: 'maximum', pattern: 'pattern' },

@@ -223,6 +223,8 @@ def run(
     answer = session.client().send("POST", "/v1/executions", given(body))
     if answer.status == 200:
         session.output.note(f"the key {key} was used before: this is the execution it started")
+    for warning in answer.fields().get("warnings") or []:
+        session.output.note(f"warning: {warning.get('path')}: {warning.get('message')}")
     if no_wait:
         print_execution(session.output, answer)
     else:

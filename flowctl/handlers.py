@@ -1,4 +1,4 @@
-"""`flowctl handler …`: build, publish, list, show, yank."""
+"""`flowctl handler …`: build, sign, publish, list, show, yank, deprecate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from flowctl.authoring import COMMANDS as AUTHORING
 from flowctl.client import segment
 from flowctl.options import FORMS, Leaf, Noun, Session, limit_option, live_ids
-from flowctl.output import Column
+from flowctl.output import Column, Output, pretty
 from flowctl.problems import Rejected
 
 __all__ = ["handler"]
@@ -22,12 +22,15 @@ LIST: tuple[Column, ...] = (
     ("RUNTIME", lambda row: row.get("runtime")),
     ("STATEFUL", lambda row: row.get("stateful")),
     ("BYTES", lambda row: row.get("sizeBytes")),
+    ("PUBLISHER", lambda row: row.get("publisher")),
     ("PUBLISHED", lambda row: row.get("publishedAt")),
     ("YANKED", lambda row: row.get("yankedAt")),
+    ("DEPRECATED", lambda row: row.get("deprecation")),
 )
 
 _SHOWN = ("type", "version", "name", "description", "runtime", "stateful", "digest", "sizeBytes")
 _DATES = ("publishedAt", "yankedAt")
+PARTS_SHOWN = 50
 _TYPES = live_ids("/v1/handlers", "type")
 
 
@@ -149,7 +152,10 @@ def list_(session: Session, limit: int) -> None:
 @click.argument("reference", metavar="TYPE[@V]", shell_complete=_TYPES)
 @click.pass_obj
 def show(session: Session, reference: str) -> None:
-    """Show all versions of a handler, newest first, or one version with its manifest.
+    """Show all versions of a handler, newest first, or all there is to know of one version.
+
+    Of one: what it may do, in words; its digest; who signed it, and whether that is to be trusted;
+    what is in the package; whether it is deprecated; its manifest.
 
     \b
     Example:
@@ -162,36 +168,125 @@ def show(session: Session, reference: str) -> None:
         output.listing(client.pages(f"/v1/handlers/{segment(type_)}", {}), LIST)
         return
 
-    def words(found: dict[str, Any]) -> None:
-        from flowctl.output import pretty
-
-        output.pairs([(name, found.get(name)) for name in (*_SHOWN, *_DATES)])
-        output.line("manifest")
-        output.lines(pretty(found.get("manifest")))
-
-    output.answer(client.get(_path(type_, version)), words)
+    output.answer(client.get(_path(type_, version)), lambda found: _shown(output, found))
 
 
 @handler.command()
 @click.argument("reference", metavar="TYPE@V", shell_complete=_TYPES)
 @click.pass_obj
 def yank(session: Session, reference: str) -> None:
-    """Take a version out of use for new executions; those that have it keep it.
+    """Take a version out of use: no range takes it any more.
+
+    Executions that have it keep it, and a flow that names exactly this version goes on as it did,
+    with a warning.
 
     \b
     Example:
       flowctl handler yank acme/resize@1.2.0
     """
+    path = f"{_version_path(reference)}/yank"
+    answer = session.client().send("POST", path, {})
+    output = session.output
+    output.answer(
+        answer, lambda now: output.line(f"{now.get('type')}@{now.get('version')}: yanked")
+    )
+
+
+@handler.command()
+@click.argument("reference", metavar="TYPE@V", shell_complete=_TYPES)
+@click.argument("message", metavar="MESSAGE", required=False)
+@click.option("--undo", is_flag=True, help="Take back what was said.")
+@click.pass_obj
+def deprecate(session: Session, reference: str, message: str | None, undo: bool) -> None:
+    """Say something against a version to everybody who applies or runs a flow with it.
+
+    It stays in use; to take it out of use, yank it.
+
+    \b
+    Example:
+      flowctl handler deprecate acme/resize@1.2.0 "loses colours; use 1.3.0"
+      flowctl handler deprecate acme/resize@1.2.0 --undo
+    """
+    if undo == (message is not None):
+        raise click.UsageError("give either a message or --undo")
+    path = f"{_version_path(reference)}/deprecate"
+    answer = session.client().send("POST", path, {"message": message})
+    output = session.output
+    how = "deprecated no more" if undo else "deprecated"
+    output.answer(answer, lambda now: output.line(f"{now.get('type')}@{now.get('version')}: {how}"))
+
+
+@handler.command()
+@click.argument("path", metavar="FILE.afh", type=click.Path(exists=True))
+@click.option("--key", "key", metavar="NAME|FILE", required=True, help="The key to sign with.")
+@click.option("--comment", metavar="TEXT", default="", help="One line that is signed as well.")
+@click.option("--to", metavar="FILE.afh", type=click.Path(), help="Where to write it (in place).")
+@click.pass_obj
+def sign(session: Session, path: str, key: str, comment: str, to: str | None) -> None:
+    """Sign a built package with one's key, in place of whoever signed it before.
+
+    No daemon is asked. The signature speaks for every byte of the package.
+
+    \b
+    Example:
+      flowctl handler sign resize.afh --key acme
+    """
+    from flowctl import keyfiles
+
+    secret = keyfiles.private(key)
+    name, before = keyfiles.sign_file(path, to or path, secret, comment)
+    output, key_id = session.output, secret.public.id
+    facts = {"file": to or path, "handler": name, "keyId": key_id, "before": before}
+
+    def words() -> None:
+        output.line(f"{os.path.basename(to or path)}: {name}, signed with {key_id}")
+        if before not in (None, key_id):
+            output.note(f"it was signed with {before}")
+
+    output.value(facts, words)
+
+
+def _shown(output: Output, found: dict[str, Any]) -> None:
+    """One version, for who decides whether to use it."""
+    signature, sbom = found.get("signature") or {}, found.get("sbom") or {}
+    facts: dict[str, Any] = {name: found.get(name) for name in _SHOWN}
+    facts["publisher"] = found.get("publisher")
+    if signature:
+        facts["signature"] = f"{signature.get('status')}: {signature.get('reason')}"
+        facts["signed comment"] = signature.get("comment") or None
+    facts |= {name: found.get(name) for name in _DATES}
+    facts["deprecated"] = found.get("deprecation")
+    output.pairs(facts.items())
+    for title, lines in (
+        ("permissions", found.get("permissions") or []),
+        (
+            "not allowed here any more",
+            [f"{one.get('path')}: {one.get('message')}" for one in found.get("notAllowed") or []],
+        ),
+    ):
+        if lines:
+            output.line(title)
+            for line in lines:
+                output.line(f"  {line}")
+    if sbom:
+        parts = sbom.get("components") or []
+        output.line(f"parts ({sbom.get('file')}): {len(parts)}")
+        for part in parts[:PARTS_SHOWN]:
+            licenses = ", ".join(part.get("licenses") or []) or "no licence given"
+            output.line(f"  {part.get('name')} {part.get('version') or '?'} ({licenses})")
+        if len(parts) > PARTS_SHOWN:
+            output.line(f"  and {len(parts) - PARTS_SHOWN} more: -o json has them all")
+    output.line("manifest")
+    output.lines(pretty(found.get("manifest")))
+
+
+def _version_path(reference: str) -> str:
     type_, _, version = reference.partition("@")
     if not type_ or not version:
         raise click.BadParameter(
             "name the version too, like acme/resize@1.2.0", param_hint="TYPE@V"
         )
-    answer = session.client().send("POST", f"{_path(type_, version)}/yank", {})
-    output = session.output
-    output.answer(
-        answer, lambda now: output.line(f"{now.get('type')}@{now.get('version')}: yanked")
-    )
+    return _path(type_, version)
 
 
 def _path(type_: str, version: str) -> str:

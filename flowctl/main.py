@@ -49,6 +49,7 @@ cli = LazyGroup(
         "execution": "flowctl.executions:execution",
         "event": "flowctl.events:event",
         "handler": "flowctl.handlers:handler",
+        "key": "flowctl.keys:key",
         "sandbox": "flowctl.sandboxes:sandbox",
         "queue": "flowctl.operations:queue",
         "pool": "flowctl.sandboxes:pool",

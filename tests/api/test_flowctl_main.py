@@ -34,9 +34,11 @@ CONTRACT = """status version completion queue pool run
 flow:apply flow:validate flow:list flow:show flow:graph
 execution:list execution:show execution:history execution:logs execution:watch execution:cancel
 execution:resume execution:retry event:send event:tail
-handler:publish handler:list handler:show handler:yank
+handler:publish handler:list handler:show handler:yank handler:deprecate handler:sign
+handler:new handler:test handler:library handler:build
+key:new key:list key:trust key:revoke key:namespaces key:give
 sandbox:run sandbox:explain sandbox:probe
-flow execution event handler sandbox"""
+flow execution event handler key sandbox"""
 
 
 def test_commands_are_those_of_the_contract():
@@ -77,6 +79,11 @@ USAGE = [
     ("execution", "list", "--since", "99999999999999d"),
     ("handler", "yank", "acme/resize"),
     ("handler", "publish", "/no/such/folder"),
+    ("handler", "deprecate", "acme/resize@1.0.0"),
+    ("handler", "deprecate", "acme/resize@1.0.0", "why", "--undo"),
+    ("handler", "deprecate", "acme/resize", "why"),
+    ("key", "give", "acme"),
+    ("key", "give", "acme", "labs", "--nobody"),
     ("event", "send", "x", "--data", "{"),
     ("completion", "tcsh"),
 ]

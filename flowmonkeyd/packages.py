@@ -17,7 +17,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,8 +133,13 @@ class Packages:
         try:
             _unpack(files, incoming)
             if any(name.endswith(".py") for name in files):
-                _refuse(_not_python(incoming, self._python))
+                # Compiling keeps a core busy, and flushing the disk: at the same time.
+                with _compiling(incoming, self._python) as compiler:
+                    _flush_files(files, incoming)
+                    _refuse(_not_python(compiler))
                 _keep_compiled(incoming)
+            else:
+                _flush_files(files, incoming)
             for folder, _, _ in os.walk(incoming, topdown=False):
                 os.chmod(folder, 0o755)  # so that `rm -r` of a data directory works
                 _flush(Path(folder))
@@ -182,16 +188,28 @@ def _compiled(files: Mapping[str, bytes]) -> list[Problem]:
     ][:_PROBLEMS_MAX]
 
 
-def _not_python(folder: Path, python: str) -> list[Problem]:
-    """Compile the Python files; those that do not compile, as problems at `file:line`."""
+@contextmanager
+def _compiling(folder: Path, python: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The program that compiles the Python files of a folder; it does not outlive the block."""
     program = Path(__file__).with_name("syntax.py")
     command = [python, "-I", "-S", "-B", str(program), str(folder)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}
+    ) as compiler:
+        try:
+            yield compiler
+        finally:
+            compiler.kill()
+
+
+def _not_python(compiler: subprocess.Popen[bytes]) -> list[Problem]:
+    """The files that did not compile, as problems at `file:line`."""
     try:
-        done = subprocess.run(
-            command, capture_output=True, env={}, timeout=_SYNTAX_TIMEOUT_S, check=True
-        )
-        found = json.loads(done.stdout)
+        told, _ = compiler.communicate(timeout=_SYNTAX_TIMEOUT_S)
+        found = json.loads(told) if compiler.returncode == 0 else None
     except (subprocess.SubprocessError, ValueError):
+        found = None
+    if found is None:
         return [Problem("$", "its Python files take too much time or memory to compile")]
     return [
         Problem(f"{name}:{line}", f"is not Python: {message}")
@@ -212,9 +230,16 @@ def _unpack(files: Mapping[str, bytes], folder: Path) -> None:
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o400)
         with os.fdopen(fd, "wb") as file:
             file.write(content)
-            file.flush()
             os.fchmod(file.fileno(), 0o444)  # whatever the umask
-            os.fsync(file.fileno())
+
+
+def _flush_files(names: Iterable[str], folder: Path) -> None:
+    for name in names:
+        fd = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def _keep_compiled(folder: Path) -> None:

@@ -6,6 +6,7 @@ yet, whole or not at all, and never changes a file that somebody has.
 
 from __future__ import annotations
 
+import keyword
 import os
 import re
 import tempfile
@@ -55,16 +56,18 @@ def _rendered(
     words = re.findall(r"[A-Za-z0-9]+", handler_type.rpartition("/")[2])
     title = " ".join(words).capitalize()
     class_name = "".join(word[:1].upper() + word[1:] for word in words)
-    if not class_name[:1].isalpha():
-        class_name = f"Handler{class_name}"
+    places = sorted((_TEMPLATES / (runtime + "-stateful" * is_stateful)).iterdir())
+    templates = {place.name: place.read_text(encoding="utf-8") for place in places}
+    used = re.findall(r"\w+", " ".join(templates.values()))
+    if class_name in used or keyword.iskeyword(class_name) or not class_name[:1].isalpha():
+        class_name = f"Handler{class_name}"  # not to hide what the template needs
     values = {
         "__TYPE__": handler_type,
         "__NAME__": title or handler_type,
-        "__CLASS__": class_name if class_name not in ("Handler", "Input") else f"{class_name}1",
+        "__CLASS__": class_name,
         "__FOLDER__": folder,
     }
-    for template in sorted((_TEMPLATES / (runtime + "-stateful" * is_stateful)).iterdir()):
-        text = template.read_text(encoding="utf-8")
+    for name, text in templates.items():
         for mark, value in values.items():
             text = text.replace(mark, value)
-        yield template.name.removesuffix(_SUFFIX), text
+        yield name.removesuffix(_SUFFIX), text

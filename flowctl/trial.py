@@ -203,7 +203,9 @@ def _described(output: Any, folder: str) -> Described:
         )
     tests = output["testValues"]
     for one in tests:
-        named = isinstance(one, dict) and isinstance(one.get("property"), str)
+        named = isinstance(one, dict) and all(
+            isinstance(one.get(name), str) for name in ("property", "source")
+        )
         if not named or not ("value" in one or isinstance(one.get("env"), str)):
             raise Rejected(f"cannot read the test values of the handler in {folder}")
     inputs = [one for one in output.get("inputs") or [] if isinstance(one, dict)]

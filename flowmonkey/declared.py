@@ -153,7 +153,7 @@ class Handler:
                 f"cannot use {cls.__name__}: handle() checks the inputs; call your method execute"
             )
         inputs = {one.attribute: one for one in cls._inputs}
-        for name, one in vars(cls).items():
+        for name, one in list(vars(cls).items()):
             if isinstance(one, Declared):
                 one.complete(_annotation(cls, name), f"{cls.__name__}.{name}")
                 inputs[name] = one

@@ -164,6 +164,10 @@ def _made_of_python(manifest: Manifest, files: Mapping[str, bytes]) -> _Made:
     if problems:
         raise Rejected("cannot build the handler", tuple(dict.fromkeys(problems)))
     got = wheels.vendor(manifest.dependencies, files.get(wheels.LOCK))
+    for name, source in got.files.items():
+        problems += _not_python(name, source) if name.endswith(".py") else []
+    if problems:  # a daemon would not take them
+        raise Rejected("cannot use the dependencies", tuple(problems))
     both = sorted({n.partition("/")[0] for n in own} & {n.partition("/")[0] for n in got.files})
     if both:
         why = f"{both[0]!r} is in the folder and comes with a dependency too; rename it"

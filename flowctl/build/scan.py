@@ -138,6 +138,8 @@ def _parts(line: str) -> Iterator[str]:
 
 
 def _finding(file: str, line: int, kind: str, secret: str) -> Finding:
-    """The line is no part of the fingerprint: it changes with every edit above."""
-    whole = hashlib.sha256(f"{file}\0{kind}\0{secret}".encode("utf-8", "surrogatepass"))
-    return Finding(file, line, kind, whole.hexdigest()[:16])
+    """The line is no part of the fingerprint: it changes with every edit above. Fingerprints stand
+    in logs, so finding a weak password by trying costs something (scrypt, RFC 7914)."""
+    salt, text = f"{file}\0{kind}".encode(), secret.encode("utf-8", "surrogatepass")
+    fingerprint = hashlib.scrypt(text, salt=salt, n=2**13, r=8, p=1, dklen=8)
+    return Finding(file, line, kind, fingerprint.hex())

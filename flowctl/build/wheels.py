@@ -31,6 +31,7 @@ DOWNLOAD_TIMEOUT_S = 600
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(\[[A-Za-z0-9._,-]+\])?")
 _NOT_FOUND = re.compile(r"No matching distribution found for ([^\n]+)")
 _SETTLED = re.compile(r"={2,3}\s*[^*,]+")
+_NOT_OURS = {"PYTHONPATH", "PIP_NO_BINARY", "PIP_PREFIX", "PIP_PYTHON", "PIP_ROOT", "PIP_USER"}
 # Raised events instead of programs: https://docs.python.org/3/library/audit_events.html
 _PIP = """
 import runpy, sys
@@ -95,7 +96,7 @@ def _requirements(dependencies: Mapping[str, str]) -> list[Requirement]:
 def _install(wanted: list[Requirement], lock: bytes | None, place: Path, target: Path) -> None:
     arguments = ["install", "--target", str(target), "--only-binary", ":all:", "--no-compile"]
     arguments += ["--ignore-installed", "--no-input", "--disable-pip-version-check", "--quiet"]
-    arguments += ["--no-warn-conflicts"]
+    arguments += ["--no-warn-conflicts", "--no-user"]
     if lock is not None:
         (place / LOCK).write_bytes(lock)
         arguments += ["--constraint", str(place / LOCK)]
@@ -133,7 +134,7 @@ def _why_missing(requirement: str) -> str:
 
 def _pip(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     # From the user's settings: where the indexes are. Not: what may be built, where it goes.
-    environ = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PIP_NO_BINARY")}
+    environ = {name: value for name, value in os.environ.items() if name not in _NOT_OURS}
     command = [sys.executable, "-c", _PIP, *arguments]
     try:
         return subprocess.run(

@@ -41,6 +41,10 @@ TYPES: tuple[str, ...] = (
     "key.trusted",
     "key.revoked",
     "namespace.given",
+    "secret.set",
+    "secret.removed",
+    "secret.read",
+    "secret.rotated",
 )
 _CODE = {name: code for code, name in enumerate(TYPES, 1)}
 

@@ -89,11 +89,13 @@ class Served:
 
 
 @asynccontextmanager
-async def served(directory: Path):
-    """The API on a directory, with dispatcher and timers, until the block ends."""
+async def served(directory: Path, **given: str):
+    """The API on a directory, with dispatcher and timers, until the block ends; `given` are
+    settings by their keys, with `__` for dots."""
     it = Served(directory)
     environ = {"FLOWMONKEY_API__BODY_BYTES_MAX": "2000000"}
     flags = {"dataDir": str(directory), "socket": str(it.socket)}
+    flags |= {name.replace("__", "."): text for name, text in given.items()}
     settings = load(flags, environ, True, directory).settings
     dispatcher, timers = Dispatcher(it.engine, {}, "test"), Timers(it.engine, SystemClock())
 

@@ -100,12 +100,14 @@ def private(name: str) -> PrivateKey:
         ) from None
     except OSError as exc:
         raise Rejected(f"cannot use the key {path}: {(exc.strerror or '').lower()}") from exc
-    with open(fd, "rb") as file:
+    try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise Rejected(f"cannot use the key {path}: it is not a regular file")
         _check_access(path, found, 0o600)
-        pem = file.read(KEY_BYTES_MAX)
+        pem = os.read(fd, KEY_BYTES_MAX)
+    finally:
+        os.close(fd)
     with refusals(str(path)):
         return PrivateKey.from_pem(pem)
 

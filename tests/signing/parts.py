@@ -26,12 +26,15 @@ def built(
     version: str = "1.0.0",
     code: bytes = b"def handle(input, ctx):\n    return input\n",
     sbom: bytes | None = None,
+    runtime: str = "python",
     **manifest: object,
 ) -> dict[str, bytes]:
     """The files of a built package that nobody has signed."""
-    files = {"handler.py": code, "sbom.cdx.json": sbom or json.dumps(SBOM).encode()}
+    file = "handler.py" if runtime == "python" else "handler.js"
+    files = {file: code, "sbom.cdx.json": sbom or json.dumps(SBOM).encode()}
     package = {"format": 1, "files": listed_files(files), "builder": "flowmonkey/1.0.0"}
-    handler = {"type": type_, "version": version}
+    handler = {"type": type_, "version": version, "runtime": runtime}
+    handler["entrypoint"] = f"{file}:handle"
     document = {"handler": handler, **manifest, "package": {**package, "sbom": "sbom.cdx.json"}}
     return {MANIFEST: json.dumps(document).encode(), **files}
 

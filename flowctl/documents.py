@@ -17,7 +17,17 @@ from typing import Any
 
 from flowctl.problems import Rejected
 
-__all__ = ["Edge", "check", "edges", "files_of", "pack", "package_of", "read_all", "refusals"]
+__all__ = [
+    "Edge",
+    "bare_manifest",
+    "check",
+    "edges",
+    "files_of",
+    "pack",
+    "package_of",
+    "read_all",
+    "refusals",
+]
 
 Edge = tuple[str, str, str | None]
 
@@ -107,6 +117,17 @@ def pack(folder: str, made: Mapping[str, bytes] = MappingProxyType({})) -> bytes
 
     with refusals(folder):
         return pack_files(vendored(contents))
+
+
+def bare_manifest(folder: str) -> bytes:
+    """A folder's handler.json with what says how to load it, and nothing else. Raises Rejected."""
+    from flowmonkeyd.documents.manifest import parse_manifest
+
+    manifest_file = os.path.join(folder, "handler.json")
+    with refusals(folder):
+        manifest = parse_manifest(_text(manifest_file, manifest_file))
+    said = {"type": manifest.type, "version": manifest.version, "runtime": manifest.runtime}
+    return json.dumps({"handler": {**said, "entrypoint": manifest.entrypoint}}).encode()
 
 
 def _label(config: Mapping[str, Any], label: str) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flowctl.documents import pack, refusals
+from flowctl.documents import bare_manifest, pack, refusals
 from flowctl.problems import NotReady, Rejected
 
 __all__ = [
@@ -252,7 +252,7 @@ def _unpacked(folder: str, to_describe: bool = False) -> Iterator[tuple[Path, An
 
     made = _compiled(folder)
     if to_describe:
-        made["handler.json"] = _bare_manifest(folder)
+        made["handler.json"] = bare_manifest(folder)
     data = pack(folder, made)
     place = tempfile.mkdtemp(prefix="flowctl-")
     try:
@@ -278,19 +278,6 @@ def _compiled(folder: str) -> dict[str, bytes]:
     from flowctl.build.script_source import transpiled
 
     return {file: transpiled(folder, start.relative_to(folder).as_posix(), file)}
-
-
-def _bare_manifest(folder: str) -> bytes:
-    from flowmonkeyd.documents.manifest import parse_manifest
-
-    with refusals(folder):
-        try:
-            manifest = parse_manifest(Path(folder, "handler.json").read_bytes())
-        except OSError as exc:
-            why = (exc.strerror or str(exc)).lower()
-            raise Rejected(f"cannot read {folder}/handler.json: {why}") from exc
-    said = {"type": manifest.type, "version": manifest.version, "runtime": manifest.runtime}
-    return json.dumps({"handler": {**said, "entrypoint": manifest.entrypoint}}).encode()
 
 
 @contextmanager

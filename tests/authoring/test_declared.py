@@ -91,7 +91,7 @@ def test_handle_is_not_to_be_replaced_nor_a_property_declared_twice():
         type("Made", (Handler,), {"x": Input(), "y": Input(property="x")})
 
 
-class Base(Handler):
+class Plain(Handler):
     kept: int = Input(default=1)
     changed: str = Input(default="a")
 
@@ -99,7 +99,7 @@ class Base(Handler):
         return {name: getattr(self, name) for name in ("kept", "changed")}
 
 
-class Derived(Base):
+class Derived(Plain):
     changed: int = Input(max=5, required=False)
     added: list = Input(default=[], test_value=[1])
 
@@ -110,7 +110,7 @@ class Derived(Base):
 def test_inputs_are_inherited_and_can_be_replaced():
     assert [one["property"] for one in manifest_inputs(Derived)] == ["kept", "changed", "added"]
     assert manifest_inputs(Derived)[1]["type"] == "integer"
-    assert manifest_inputs(Base)[1]["type"] == "string"
+    assert manifest_inputs(Plain)[1]["type"] == "string"
     assert Derived().handle({"kept": 4}, context()) == {"kept": 4, "changed": None}
 
 

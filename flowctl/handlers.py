@@ -128,6 +128,8 @@ def publish(session: Session, path: str) -> None:
 
     def words(published: dict[str, Any]) -> None:
         how = "published" if published.get("created") else "unchanged"
+        if publisher := published.get("publisher"):
+            how += f", signed by {publisher}"
         output.line(f"{published.get('type')}@{published.get('version')}: {how}")
 
     output.answer(answer, words)

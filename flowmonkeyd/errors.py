@@ -13,6 +13,7 @@ __all__ = [
     "CODES",
     "Conflict",
     "FlowMonkeyError",
+    "Forbidden",
     "Invalid",
     "LeaseLost",
     "NotFound",
@@ -55,6 +56,12 @@ class NotFound(FlowMonkeyError):
     """What the request names does not exist."""
 
     kind_code = "NOT_FOUND"
+
+
+class Forbidden(FlowMonkeyError):
+    """Not for this user: only root and who runs the daemon may."""
+
+    kind_code = "FORBIDDEN"
 
 
 class Conflict(FlowMonkeyError):
@@ -125,6 +132,7 @@ CODES: dict[str, str] = {
     "PERMISSION_NOT_ALLOWED": "the handler asks for more than the operator allows",
     "INVALID": "the request or document breaks a rule",
     "NOT_FOUND": "no such thing",
+    "FORBIDDEN": "only root and the user who runs the daemon may do this",
     "CONFLICT": "the state of things forbids it",
     "TOO_LARGE": "the request is bigger than a limit",
     "UNAVAILABLE": "not now; try again later",

@@ -34,6 +34,7 @@ from flowmonkeyd.api.routes import ROUTES, Route
 from flowmonkeyd.errors import (
     Conflict,
     FlowMonkeyError,
+    Forbidden,
     Invalid,
     LeaseLost,
     NotFound,
@@ -61,6 +62,7 @@ STATUS: tuple[tuple[type[FlowMonkeyError], int], ...] = (
     (BadJson, 400),
     (Unsupported, 415),
     (Invalid, 422),
+    (Forbidden, 403),
     (NotFound, 404),
     (Conflict, 409),
     (LeaseLost, 409),

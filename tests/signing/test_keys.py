@@ -198,7 +198,9 @@ async def test_the_way_of_a_package_from_a_key_to_a_trusted_version(home, afh, t
         key_id = keyfiles.private("acme").public.id
         assert (await run("key", "trust", "acme")).out == f"{key_id}: trusted as acme\n"
         assert (await run("key", "trust", "acme")).out == f"{key_id}: trusted already as acme\n"
-        assert (await run("handler", "publish", "echo.afh")).out == "acme/echo@1.0.0: published\n"
+        assert (await run("handler", "publish", "echo.afh")).out == (
+            "acme/echo@1.0.0: published, signed by acme\n"
+        )
         await run("handler", "deprecate", "acme/echo@1.0.0", "use 2.0.0")
         shown = (await run("handler", "show", "acme/echo@1.0.0")).out
         lines = shown.partition("manifest\n")[0].splitlines()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -258,6 +261,50 @@ async def test_a_key_has_one_publisher(api):
     refused(answer, 409, "CONFLICT", "trusted as 'acme'")
     missing = await api.call("POST", "/v1/keys/0000000000000000/revoke", {})
     refused(missing, 404, "NOT_FOUND", "flowctl key list")
+
+
+# A stranger's whole program: a request for each line of (method, path, body), a status each.
+STRANGER = """
+import http.client, json, os, socket, sys
+assert os.geteuid() == 65534
+for method, path, body in json.load(sys.stdin):
+    connection = http.client.HTTPConnection("x")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(f"/proc/self/fd/{sys.argv[1]}/s.sock")
+    connection.request(method, path, json.dumps(body))
+    answer = connection.getresponse()
+    print(answer.status, json.loads(answer.read()).get("code"))
+    connection.close()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+async def test_who_may_connect_may_not_decide_whom_to_trust(strict):
+    asked = [
+        ("GET", "/v1/keys", None),
+        ("PUT", "/v1/keys", {"key": EVIL.public.line("acme")}),
+        ("POST", f"/v1/keys/{ACME.public.id}/revoke", {}),
+        ("PUT", "/v1/namespaces/acme", {"publisher": "evil"}),
+    ]
+    strict.socket.chmod(0o666)
+    place = os.open(strict.directory, os.O_PATH)  # the folders above are closed to strangers
+    strict.directory.chmod(0o711)
+    try:
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [sys._base_executable, "-I", "-c", STRANGER, str(place)],
+            input=json.dumps(asked),
+            text=True,
+            capture_output=True,
+            check=True,
+            user=65534,
+            pass_fds=[place],
+        )
+    finally:
+        os.close(place)
+    assert done.stdout.splitlines() == ["200 None", *["403 FORBIDDEN"] * 3]
+    (key,) = (await strict.call("GET", "/v1/keys")).json["items"]
+    assert (key["id"], key["revokedAt"]) == (ACME.public.id, None)
 
 
 async def test_lists_of_keys_and_namespaces_have_pages(api):

@@ -24,8 +24,7 @@ _PYTHON = ("__init__", "context", "declared", "describe", "rules", "schemas")
 _NODE = ("package.json", "index.js", "declared.js", "rules.js", "schemas.js", "describe.js")
 _NODE_PLACE = "node_modules/flowmonkey/"
 _PYTHON_IMPORT = re.compile(rb"^\s*(?:from|import)\s+flowmonkey\b", re.MULTILINE)
-# A bundle has the library inside, and its one name that no minifier changes.
-_NODE_IMPORT = re.compile(rb"['\"]flowmonkey(?:\.declared)?['\"]")
+_NODE_IMPORT = re.compile(rb"['\"]flowmonkey['\"]")
 
 
 def library() -> Path:

@@ -16,14 +16,7 @@ from flowctl.vendor import library, vendored
 from flowmonkey import Answer, Handler, Input, env
 from flowmonkey.declared import manifest_inputs, schemas
 from flowmonkey.declared import test_values as declared_test_values
-from sandbox.ctx import Context
-
-
-def context(**given) -> Context:
-    request = {"has_input": True, "config": {}, "secrets": {}, "attempt": 0, **given}
-    for name in ("execution_id", "flow_id", "step_id", "tenant_id", "task_id"):
-        request[name] = name
-    return Context(request, lambda *_: None, dict)
+from tests.authoring.given import context
 
 
 def declare(annotation: Any, **options: Any) -> dict[str, Any]:

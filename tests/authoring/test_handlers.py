@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 
 import pytest
 
 from flowctl import trial
+from flowctl.build import build
 
 PYTHON = """
 from __future__ import annotations
@@ -241,3 +244,21 @@ def test_what_is_declared_is_described(order, monkeypatch):
     assert given.secrets == {"apiKey": "from the environment"}
     monkeypatch.delenv("KEY")
     assert trial.with_test_values(order, trial.Given()).secrets == {"apiKey": "none"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", ["python", "node", "typescript"])
+def test_a_built_package_does_the_same_without_its_test_values(language, folder, tools, tmp_path):
+    made = build(folder(*LANGUAGES[language]))
+    place = tmp_path / "built"
+    with zipfile.ZipFile(io.BytesIO(made.data)) as package:
+        package.extractall(place)
+    assert trial.with_test_values(str(place), trial.Given()) == trial.Given()
+    result, _ = run(str(place), input={"amount": 2})
+    assert result["output"] == WHOLE
+    result, _ = run(str(place), secrets={})
+    assert violations(result) == [
+        ("amount", "required", "is required"),
+        ("apiKey", "required", "is required"),
+    ]
+    assert made.manifest.inputs[0].property == "amount"

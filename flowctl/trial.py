@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flowctl.documents import bare_manifest, pack, refusals
+from flowctl.documents import bare_manifest, files_of, pack, refusals
 from flowctl.problems import NotReady, Rejected
 
 __all__ = [
@@ -151,14 +151,16 @@ def describe(folder: str) -> Described:
 
     Raises Rejected if it cannot be loaded, NotReady on a host that cannot run it.
     """
-    from flowctl.vendor import DESCRIBE
+    from flowctl.vendor import DESCRIBE, imports_library
     from sandbox import Call, Ending, PoolSettings
     from sandbox.once import run as run_once
 
+    if imports_library(dict(files_of(folder))) is None:
+        return Described()
     with _unpacked(folder, to_describe=True) as (place, manifest):
         entrypoint = DESCRIBE[manifest.runtime]
         if not (place / entrypoint.partition(":")[0]).exists():
-            return Described()
+            return Described()  # only a test of it imports the library
         call = Call(
             str(place), entrypoint, manifest.runtime, input={"entrypoint": manifest.entrypoint}
         )
@@ -175,6 +177,11 @@ def describe(folder: str) -> Described:
 
 def with_test_values(folder: str, given: Given) -> Given:
     """What is given, on top of the handler's declared test values."""
+    from flowctl.vendor import LIBRARY_PLACES
+
+    own = [data for name, data in files_of(folder) if not name.startswith(LIBRARY_PLACES)]
+    if not any(b"test_value" in data or b"estValue" in data for data in own):
+        return given
     tests: dict[str, dict[str, Any]] = {"input": {}, "config": {}, "context": {}, "vault": {}}
     for one in describe(folder).test_values:
         value = one["value"] if "value" in one else os.environ.get(one["env"], one["fallback"])

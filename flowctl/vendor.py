@@ -13,13 +13,15 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["DESCRIBE", "imports_library", "install", "library", "vendored"]
+__all__ = ["DESCRIBE", "LIBRARY_PLACES", "imports_library", "install", "library", "vendored"]
 
 # The handler within the library that says what a class declares.
 DESCRIBE = {
     "python": "flowmonkey/describe.py:handle",
     "node": "node_modules/flowmonkey/describe.js:handle",
 }
+# Where it is in a package, or beside other modules of npm.
+LIBRARY_PLACES = ("flowmonkey/", "node_modules/")
 _PYTHON = ("__init__", "context", "declared", "describe", "rules", "schemas")
 _NODE = ("package.json", "index.js", "declared.js", "rules.js", "schemas.js", "describe.js")
 _NODE_PLACE = "node_modules/flowmonkey/"
@@ -42,7 +44,9 @@ def imports_library(contents: Mapping[str, bytes]) -> str | None:
             continue
         if name.endswith(".py") and _PYTHON_IMPORT.search(data):
             return "python"
-        if name.endswith((".js", ".cjs", ".mjs")) and _NODE_IMPORT.search(data):
+        if name.endswith((".js", ".cjs", ".mjs", ".ts", ".cts", ".mts")) and _NODE_IMPORT.search(
+            data
+        ):
             return "node"
     return None
 

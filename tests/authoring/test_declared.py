@@ -314,7 +314,7 @@ def test_what_cannot_be_described_is_refused_in_words(folder, code, why):
 )
 def test_a_forged_description_is_not_believed(folder, forged):
     code = f"import flowmonkey, flowmonkey.describe as describe\ndescribe.{forged}\n"
-    code += "class Made(flowmonkey.Handler): ...\n"
+    code += "class Made(flowmonkey.Handler):\n    a = flowmonkey.Input(test_value=1)\n"
     place = str(folder("handler.py:Made", {"handler.py": code}))
     with pytest.raises(Rejected, match="cannot read "):
         trial.with_test_values(place, trial.Given())

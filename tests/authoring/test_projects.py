@@ -114,3 +114,13 @@ def handle(input, ctx):
     for wrong in ('{"inputs": 1}', '{"config": 1}', '{"secrets": {"a": 1}}', "[]", "nonsense"):
         done = flowctl("handler", "test", place, "--given", wrong, check=False)
         assert done.returncode == 2, wrong
+
+
+@pytest.mark.slow
+def test_typescript_that_does_not_compile_is_told_by_line(flowctl, folder, tools):
+    code = "export class A {\n  async exe cute() {}\n}\n"
+    place = str(folder("handler.js:A", {"handler.ts": code}))
+    done = flowctl("handler", "test", place, check=False)
+    assert (done.returncode, done.stdout) == (5, "")
+    said = 'flowctl: cannot compile handler.ts\nhandler.ts:2: Expected "(" but found "cute"\n'
+    assert done.stderr == said

@@ -24,6 +24,7 @@ from flowmonkeyd.documents.problems import problems_of
 from flowmonkeyd.documents.signing import parse_public
 from flowmonkeyd.documents.targets import wrong_network, wrong_target
 from flowmonkeyd.errors import Invalid
+from flowmonkeyd.vault.elsewhere import wrong_address, wrong_path
 from sandbox.model import ALL_LAYERS, DEFAULT_REQUIRED
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "HandlerNetwork",
     "HandlerSection",
     "HandlersSection",
+    "HashicorpSection",
     "LimitsSection",
     "Loaded",
     "LogSection",
@@ -42,6 +44,7 @@ __all__ = [
     "Shutdown",
     "TimeoutsSection",
     "TrustSection",
+    "VaultSection",
     "load",
     "print_config",
 ]
@@ -211,6 +214,36 @@ class TrustSection(_Section):
     keys: tuple[Annotated[str, _each(_public_key)], ...] = ()
 
 
+class HashicorpSection(_Section):
+    """A HashiCorp Vault or OpenBao server with a KV v2 engine, read only."""
+
+    # https://vault.example.com:8200; without TLS on this machine only.
+    address: Annotated[str, _each(wrong_address)] = ""
+    namespace: str = ""
+    mount: Annotated[str, Field(min_length=1)] = "secret"
+    # Where a secret is in the engine, its value in the field `value` (`base64` for bytes).
+    path: Annotated[str, _each(wrong_path)] = "flowmonkey/{tenant}/{name}"
+    # The authority of its certificate; empty: those of the system.
+    caFile: str = ""
+    # Who this daemon is there: a token, or the two halves of an AppRole.
+    tokenFile: str = ""
+    roleId: str = ""
+    secretIdFile: str = ""
+    roleMount: Annotated[str, Field(min_length=1)] = "approle"
+    timeoutMs: Annotated[_Int, Field(ge=100, le=60_000)] = 5_000
+    # For so long a value is used without asking again; kept sealed.
+    cacheMs: Annotated[_Int, Field(ge=0, le=_DAY_MS)] = 60_000
+
+
+class VaultSection(_Section):
+    """Who keeps the secrets of users."""
+
+    provider: Literal["local", "hashicorp"] = "local"
+    # The key of the local vault; empty: see docs/secrets.md for where else it can come from.
+    keyFile: str = ""
+    hashicorp: HashicorpSection = HashicorpSection()
+
+
 class LogSection(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "human", "json"] = "auto"
@@ -228,6 +261,7 @@ class Settings(_Section):
     sandbox: SandboxSection = SandboxSection()
     log: LogSection = LogSection()
     trust: TrustSection = TrustSection()
+    vault: VaultSection = VaultSection()
     handlers: HandlersSection = HandlersSection()
 
 

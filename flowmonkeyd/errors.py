@@ -98,6 +98,7 @@ CODES: dict[str, str] = {
     "INVALID_RESULT": "what the handler answered is not a result",
     "HANDLER_NOT_FOUND": "no published, unyanked handler matches the step's type",
     "SECRET_NOT_FOUND": "a secret the handler declares does not exist for the tenant",
+    "SECRET_UNAVAILABLE": "the vault cannot be read now, or not with the keys it has",
     "INPUT_ERROR": "the step's input could not be resolved",
     "OUTPUT_KEY_INVALID": "outputKey goes through a value that is not an object",
     "FLOW_NOT_FOUND": "no such flow or version",

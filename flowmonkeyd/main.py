@@ -37,6 +37,9 @@ from flowmonkeyd.packages import Packages
 from flowmonkeyd.stateless import Stateless
 from flowmonkeyd.store import Committed, Store, catalog
 from flowmonkeyd.timers import Timers
+from flowmonkeyd.vault import Vault
+from flowmonkeyd.vault.keys import keyring
+from flowmonkeyd.vault.local import Local
 from flowmonkeyd.vitals import Vitals
 from sandbox import Pool, PoolSettings
 
@@ -76,8 +79,9 @@ class Daemon:
         store = Store(settings.dataDir / "flowmonkey.db", clock)
         engine = Engine(store, RandomIds(), _execution_limits(settings))
         packages = Packages(settings.dataDir / "packages", settings.sandbox.python)
+        vault = _vault(settings, store)
         pool = Pool(_pool_settings(settings))
-        stateless = Stateless(pool, packages, engine, clock, settings)
+        stateless = Stateless(pool, packages, engine, clock, settings, vault)
         dispatcher = Dispatcher(engine, {Lane.SANDBOX: stateless}, f"flowmonkeyd-{os.getpid()}")
         timers = Timers(engine, clock)
         feed = Feed()
@@ -96,6 +100,7 @@ class Daemon:
             feed,
             settings,
             vitals,
+            vault,
             is_draining=self._stopping.is_set,
         )
         server = Server(
@@ -107,6 +112,7 @@ class Daemon:
             async with asyncio.TaskGroup() as group:
                 writer = group.create_task(store.run(), name="writer")
                 released = await engine.recover()
+                await vault.open()
                 working = [
                     group.create_task(dispatcher.run(), name="dispatcher"),
                     group.create_task(timers.run(), name="timers"),
@@ -128,6 +134,7 @@ class Daemon:
                 for task in working:
                     task.cancel()
                 await asyncio.wait(working)
+                await vault.close()
                 await store.close()
                 await writer
         finally:
@@ -180,6 +187,15 @@ async def _start(pool: Pool) -> None:
         await pool.start()
     except OSError as exc:
         log.error("the sandbox cannot start: %s", exc)
+
+
+def _vault(settings: Settings, store: Store) -> Vault:
+    """Who keeps secrets; a key in the environment is out of it before anything is started."""
+    if settings.vault.provider == "hashicorp":
+        from flowmonkeyd.vault.hashicorp import Hashicorp
+
+        return Hashicorp(settings.vault.hashicorp)
+    return Local(store, keyring(settings.vault.keyFile, settings.dataDir, os.environ))
 
 
 def _execution_limits(settings: Settings) -> Limits:

@@ -7,15 +7,17 @@ result only when every part has the right shape, else the attempt ends with `INV
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 from flowmonkeyd import jsontext
+from flowmonkeyd.masking import Masks
 from flowmonkeyd.model import NO_VALUE, Outcome, StepError, TaskResult, Wait, WaitKind
 from sandbox.model import Denial, Ending, Reply, Traffic
 
-__all__ = ["denial_text", "result_of"]
+__all__ = ["denial_text", "masked", "result_of"]
 
 # The last moment RFC 3339 can write: the end of the year 9999.
 _LATEST_MS = 253_402_300_799_999
@@ -56,6 +58,21 @@ def denial_text(denial: Denial) -> str:
     """A refused target as a line of the execution's log."""
     again = f" ({denial.count} times)" if denial.count > 1 else ""
     return _plain(f"network: refused {denial.target}: {denial.reason}{again}")
+
+
+def masked(reply: Reply, masks: Masks) -> Reply:
+    """The reply without the secrets that its handler was given. Its log lines are masked as they
+    come."""
+    traffic = reply.traffic
+    if traffic is not None:
+        contacts = tuple(replace(one, host=masks.text(one.host)) for one in traffic.contacts)
+        denials = tuple(
+            replace(one, target=masks.text(one.target), reason=masks.text(one.reason))
+            for one in traffic.denials
+        )
+        traffic = replace(traffic, contacts=contacts, denials=denials)
+    result = None if reply.result is None else masks.tree(reply.result)
+    return replace(reply, result=result, message=masks.text(reply.message), traffic=traffic)
 
 
 def _network(traffic: Traffic) -> dict[str, Any]:

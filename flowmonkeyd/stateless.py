@@ -20,10 +20,14 @@ from flowmonkeyd.dispatcher import Finished, Log, OnLogs
 from flowmonkeyd.documents import selectors
 from flowmonkeyd.documents.manifest import parse_manifest
 from flowmonkeyd.engine import Engine
+from flowmonkeyd.masking import LogMask, Masks
 from flowmonkeyd.model import NO_VALUE, Outcome, StepError, Task, TaskResult
 from flowmonkeyd.packages import Packages
-from flowmonkeyd.replies import denial_text, result_of
+from flowmonkeyd.replies import denial_text, masked, result_of
 from flowmonkeyd.terms import Terms, terms_of
+from flowmonkeyd.vault import Value, Vault
+from flowmonkeyd.vault.access import Wanted, wanted_of
+from flowmonkeyd.vault.access import given as given_secrets
 from sandbox import Call, Ending, JsonText, Limits, LogLine, Pool, Reply, Traffic
 
 __all__ = ["Stateless"]
@@ -37,6 +41,7 @@ TRACEBACK_CHARS_MAX, TRACEBACK_LINES_MAX = 16 * 1024, 500
 # A fork server that is lost three times while one task runs is lost because of that task.
 TRIES_MAX = 3
 TASKS_PER_SLOT = 2
+_NO_SECRETS: Mapping[str, Value] = {}
 
 
 @dataclass(slots=True)
@@ -47,7 +52,7 @@ class _Package:
     entrypoint: str
     runtime: Any
     terms: Terms
-    secret: str | None  # the first that it cannot do without
+    secrets: Wanted | None
     # By a step's own time limit: one object for all, which is quicker to compare.
     limits: dict[int | None, Limits] = field(default_factory=dict)
 
@@ -66,13 +71,20 @@ class Stateless:
     """The executor of the sandbox lane. The numbers count since the start."""
 
     def __init__(
-        self, pool: Pool, packages: Packages, engine: Engine, clock: Clock, settings: Settings
+        self,
+        pool: Pool,
+        packages: Packages,
+        engine: Engine,
+        clock: Clock,
+        settings: Settings,
+        vault: Vault | None = None,
     ) -> None:
         self._pool = pool
         self._packages = packages
         self._engine = engine
         self._clock = clock
         self._settings = settings
+        self._vault = vault
         self._known: OrderedDict[str, _Package] = OrderedDict()
         self.denials = 0
         self.sent_bytes = 0
@@ -91,9 +103,12 @@ class Stateless:
         package = self._known.get(task.package_digest)
         if package is None:
             package = self._package(task.package_digest, task.manifest)
-        if package.secret is not None:
-            message = f"no secret {package.secret!r} for tenant {task.tenant_id!r}"
-            return _failed("SECRET_NOT_FOUND", message)
+        secrets = _NO_SECRETS
+        if package.secrets is not None:
+            found = await given_secrets(task, package.secrets, self._vault, self._engine)
+            if isinstance(found, StepError):
+                return Finished(TaskResult(Outcome.ERROR, error=found))
+            secrets = found
         try:
             given = selectors.resolve(task.step.input, task.context)
         except Exception as exc:
@@ -103,12 +118,18 @@ class Stateless:
         if not task.context_complete:
             context = await self._engine.context_text(task.key)
         call = _call(task, package, given, context)
+        masks = None
+        if secrets:
+            call = replace(call, secrets={name: one.text for name, one in secrets.items()})
+            masks = Masks(secrets)
         async with asyncio.TaskGroup() as group:
-            lines = _Lines(group, on_logs)
+            lines = _Lines(group, on_logs, masks)
             try:
                 reply = await self._run(call, lines)
             finally:
                 lines.end()
+        if masks is not None:
+            reply = masked(reply, masks)
         now_ms = self._clock.now_ms()
         if reply.traffic is not None:
             self._count(reply.traffic)
@@ -131,13 +152,12 @@ class Stateless:
 
     def _package(self, digest: str, text: str) -> _Package:
         manifest = parse_manifest(text)
-        secrets = (one for one in manifest.inputs if one.source == "vault" and one.required)
         package = self._known[digest] = _Package(
             str(self._packages.path(digest)),
             manifest.entrypoint,
             manifest.runtime,
             terms_of(manifest, self._settings),
-            next((one.property for one in secrets), None),
+            wanted_of(manifest),
         )
         if len(self._known) > PACKAGES_MAX:
             self._known.popitem(last=False)
@@ -152,15 +172,19 @@ class Stateless:
 class _Lines:
     """A task's log lines, handed over while it runs: each batch after the one before it."""
 
-    def __init__(self, group: asyncio.TaskGroup, on_logs: OnLogs) -> None:
+    def __init__(self, group: asyncio.TaskGroup, on_logs: OnLogs, masks: Masks | None) -> None:
         self.waiting: list[Log] = []
+        self._mask = LogMask(masks) if masks is not None else None
         self._group = group
         self._on_logs = on_logs
         self._timer: asyncio.TimerHandle | None = None
         self._handing_over: asyncio.Task[None] | None = None
 
     def add(self, line: LogLine) -> None:
-        self.waiting.append(_line(line))
+        if self._mask is None:
+            self.waiting.append(_line(line))
+        else:
+            self._mask.add(_line(line), self._append)
         if self._timer is None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(LOGS_EVERY_S, self._hand_over)
@@ -169,6 +193,11 @@ class _Lines:
         """No more is handed over; the group waits for what is on its way."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._mask is not None:
+            self._mask.end(self._append)
+
+    def _append(self, line: Log) -> None:
+        self.waiting.append(line)
 
     def _hand_over(self) -> None:
         self._timer = None

@@ -163,6 +163,19 @@ class Work:
 
         await self.store.write(change)
 
+    async def note_secrets(
+        self, key: int, lease_id: int, names: tuple[str, ...], provider: str
+    ) -> None:
+        """An attempt is about to be given these secrets. Raises LeaseLost."""
+
+        def change(tx: Tx) -> None:
+            row = _leased(tx, key, lease_id)
+            handler = {"type": row.type, "version": row.version}
+            data = {"names": names, "handler": handler, "attempt": row.attempt}
+            ledger.append(tx, key, [("secret.read", row.step_id, data | {"provider": provider})])
+
+        await self.store.write(change)
+
     async def context_text(self, key: int) -> bytes:
         """The JSON text of an execution's whole context, for a handler that may read it."""
         return await self.store.read(lambda conn: executions.context_text(conn, key))

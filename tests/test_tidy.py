@@ -39,6 +39,7 @@ DOORS = {
     # signatures; what is sealed
     "cryptography": ("flowmonkeyd/documents/signing.py", "flowmonkeyd/vault/"),
     "dns": ("sandbox/egress/dns.py",),
+    "hvac": ("flowmonkeyd/vault/hashicorp.py",),
     "httptools": ("flowmonkeyd/api/",),
     "libcst": ("flowctl/build/python_source.py",),
     "packageurl": ("flowctl/build/sbom.py",),
@@ -49,7 +50,10 @@ DOORS = {
     "pydantic": (
         "flowmonkeyd/config.py",
         "flowmonkeyd/documents/",
-        *(f"flowmonkeyd/api/{name}.py" for name in ("wire", "requests", "routes", "publishers")),
+        *(
+            f"flowmonkeyd/api/{name}.py"
+            for name in ("wire", "requests", "routes", "publishers", "vault")
+        ),
     ),
     "pydantic_core": ("flowmonkeyd/jsontext.py",),
     "pyseccomp": ("sandbox/seccomp.py",),

@@ -25,11 +25,12 @@ from starlette.types import Receive, Scope, Send
 from flowmonkeyd import jsontext
 from flowmonkeyd.api.feed import Feed
 from flowmonkeyd.clock import Clock, SystemClock
-from flowmonkeyd.config import Settings
 from flowmonkeyd.documents.problems import problems_of
 from flowmonkeyd.engine import Engine
 from flowmonkeyd.errors import FlowMonkeyError, Invalid, Problem, TooLarge
 from flowmonkeyd.packages import Packages
+from flowmonkeyd.settings import Settings
+from flowmonkeyd.vault import Vault
 
 __all__ = [
     "Api",
@@ -96,6 +97,7 @@ class Api:
     feed: Feed
     settings: Settings
     vitals: Vitals
+    vault: Vault | None = None
     clock: Clock = field(default_factory=SystemClock)
     is_draining: Callable[[], bool] = lambda: False
 

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from flowmonkeyd import __version__
-from flowmonkeyd.api import catalog, executions, operations, pools, publishers, wire
+from flowmonkeyd.api import catalog, executions, operations, pools, publishers, vault, wire
 from flowmonkeyd.api.requests import Api, answer
 
 __all__ = ["ROUTES", "Route", "openapi"]
@@ -106,6 +106,14 @@ ROUTES: tuple[Route, ...] = (
           wire.Page[publishers.NamespaceShape], PAGE),
     Route("PUT", "/v1/namespaces/{name}", publishers.give_namespace,
           "Hand a namespace over", publishers.GiveBody, publishers.GivenShape),
+    Route("PUT", "/v1/secrets/{name}", vault.put_secret, "Keep a secret", vault.SecretBody,
+          vault.SecretShape, ("tenant",)),
+    Route("DELETE", "/v1/secrets/{name}", vault.remove_secret, "Forget a secret", None, None,
+          ("tenant",)),
+    Route("GET", "/v1/secrets", vault.list_secrets, "List secrets: names and dates", None,
+          wire.Page[vault.SecretShape], ("tenant", *PAGE)),
+    Route("POST", "/v1/secrets:rotateKey", vault.rotate_key,
+          "Make a new key and seal every secret anew", None, vault.RotatedShape),
     Route("GET", "/v1/queue", operations.queue, "Depth of the queue", None, wire.QueueShape),
     Route("GET", "/v1/pools", pools.pools, "What runs handlers", None, pools.PoolsShape),
     Route("GET", "/v1/terms/{name:path}", pools.terms,

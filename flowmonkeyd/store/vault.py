@@ -8,7 +8,17 @@ from dataclasses import dataclass
 
 from flowmonkeyd.store.store import Tx
 
-__all__ = ["SecretRow", "delete", "find", "key_ids", "page", "reseal", "sealed_otherwise", "upsert"]
+__all__ = [
+    "SecretRow",
+    "count",
+    "delete",
+    "find",
+    "key_ids",
+    "page",
+    "reseal",
+    "sealed_otherwise",
+    "upsert",
+]
 
 Source = Tx | sqlite3.Connection
 
@@ -36,12 +46,12 @@ def find(source: Source, tenant: str, name: str) -> SecretRow | None:
     return None if row is None else _row(row)
 
 
-def page(source: Source, tenant: str | None, after: tuple[str, str], limit: int) -> list[SecretRow]:
-    """By tenant and name, those after a place, of one tenant when it is named."""
+def page(source: Source, tenant: str | None, start: int, limit: int) -> list[SecretRow]:
+    """By tenant and name, from the place `start`, of one tenant when it is named."""
     rows = source.execute(
-        f"SELECT {_ROW} FROM secrets WHERE (tenant, name) > (:after_tenant, :after_name)"
-        " AND (:tenant IS NULL OR tenant = :tenant) ORDER BY tenant, name LIMIT :limit",
-        {"tenant": tenant, "after_tenant": after[0], "after_name": after[1], "limit": limit},
+        f"SELECT {_ROW} FROM secrets WHERE :tenant IS NULL OR tenant = :tenant"
+        " ORDER BY tenant, name LIMIT :limit OFFSET :start",
+        {"tenant": tenant, "start": start, "limit": limit},
     )
     return [_row(row) for row in rows]
 
@@ -88,6 +98,11 @@ def key_ids(source: Source) -> dict[str, int]:
     )
 
 
+def count(source: Source) -> int:
+    found: int = source.execute("SELECT count(*) FROM secrets").fetchone()[0]
+    return found
+
+
 def delete(tx: Tx, tenant: str, name: str) -> bool:
     """Whether there was one."""
     found = tx.execute(
@@ -97,5 +112,4 @@ def delete(tx: Tx, tenant: str, name: str) -> bool:
 
 
 def _row(row: tuple[str, str, int, int, int, int, str, bytes, bytes]) -> SecretRow:
-    tenant, name, version, is_binary, *rest = row
-    return SecretRow(tenant, name, version, bool(is_binary), *rest)
+    return SecretRow(row[0], row[1], row[2], bool(row[3]), *row[4:])

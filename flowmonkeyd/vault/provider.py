@@ -77,10 +77,8 @@ class Vault(Protocol):
     async def remove(self, tenant: str, name: str, by: str) -> None:
         """Forget a value. Raises NotFound, Conflict."""
 
-    async def listed(
-        self, tenant: str | None, after: tuple[str, str] | None, limit: int
-    ) -> list[Kept]:
-        """What is kept, of one tenant or all, by tenant and name after a place. Raises Conflict."""
+    async def listed(self, tenant: str | None, start: int, limit: int) -> list[Kept]:
+        """What is kept, by tenant and name, from a place on. Raises Conflict."""
 
     async def rotate(self, by: str) -> tuple[str, int]:
         """Seal everything under a new key: its id, and how many. Raises Conflict, Unavailable."""

@@ -21,6 +21,8 @@ from flowmonkeyd.packages import Packages
 from flowmonkeyd.stateless import Stateless
 from flowmonkeyd.store import Store
 from flowmonkeyd.timers import Timers
+from flowmonkeyd.vault.keys import keyring
+from flowmonkeyd.vault.local import Local
 from flowmonkeyd.vitals import Vitals
 from sandbox import Pool
 
@@ -106,10 +108,11 @@ async def served(directory: Path, **given: str):
     it.store.on_commit = committed
     it.store.before_commit = it.engine.run_ready
     pool = Pool()  # never started: steps would be refused, and it says so
-    stateless = Stateless(pool, it.packages, it.engine, SystemClock(), settings)
+    vault = Local(it.store, keyring("", directory, {}))
+    stateless = Stateless(pool, it.packages, it.engine, SystemClock(), settings, vault)
     vitals = Vitals(it.store, dispatcher, pool, stateless)
     vitals.phase = "ready"
-    api = Api(it.engine, it.packages, it.feed, settings, vitals)
+    api = Api(it.engine, it.packages, it.feed, settings, vitals, vault)
     server = Server(application(api), it.socket, 0o660, [])
     server.bind()
     await it.store.open()

@@ -112,11 +112,28 @@ def pack(folder: str, made: Mapping[str, bytes] = MappingProxyType({})) -> bytes
     contents = {**dict(files_of(folder)), **made}
     if "handler.json" not in contents:
         raise Rejected(f"cannot publish {folder}: it has no handler.json; name a handler's folder")
+    if not made and (file := _unbuilt(contents)) is not None:
+        raise Rejected(
+            f"cannot publish {folder}: {file} has to be made of its TypeScript; run flowctl "
+            f"handler build {folder} -o FILE.afh and publish that"
+        )
     from flowctl.vendor import vendored
     from flowmonkeyd.documents.archive import pack_files
 
     with refusals(folder):
         return pack_files(vendored(contents))
+
+
+def _unbuilt(contents: Mapping[str, bytes]) -> str | None:
+    """The file that a handler begins in, where only the TypeScript is there that makes it."""
+    try:
+        entrypoint = json.loads(contents["handler.json"])["handler"]["entrypoint"]
+        file = entrypoint.rpartition(":")[0]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None  # what reads the manifest tells
+    stem = file.rpartition(".")[0]
+    is_there = any(f"{stem}{end}" in contents for end in (".ts", ".mts", ".cts", ".tsx"))
+    return file if is_there and file not in contents else None
 
 
 def bare_manifest(folder: str) -> bytes:

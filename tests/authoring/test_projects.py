@@ -124,3 +124,10 @@ def test_typescript_that_does_not_compile_is_told_by_line(flowctl, folder, tools
     assert (done.returncode, done.stdout) == (5, "")
     said = 'flowctl: cannot compile handler.ts\nhandler.ts:2: Expected "(" but found "cute"\n'
     assert done.stderr == said
+
+
+def test_a_folder_of_typescript_is_to_be_built_before_it_is_published(flowctl, folder):
+    place = str(folder("handler.js:A", {"handler.ts": "export class A {}\n"}))
+    done = flowctl("handler", "publish", place, check=False)
+    assert done.returncode == 5
+    assert f"run flowctl handler build {place} -o FILE.afh and publish that" in done.stderr

@@ -78,10 +78,10 @@ class Client:
         """GET one resource. Raises Refused, Unreachable or BadAnswer."""
         return self.request("GET", path, params=params)
 
-    def send(self, method: str, path: str, body: Any) -> Answer:
+    def send(self, method: str, path: str, body: Any, params: Params | None = None) -> Answer:
         """Send a JSON body. Raises Refused, Unreachable or BadAnswer."""
         text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-        return self.request(method, path, text.encode(errors="surrogatepass"))
+        return self.request(method, path, text.encode(errors="surrogatepass"), params=params)
 
     def request(
         self,

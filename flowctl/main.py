@@ -50,6 +50,7 @@ cli = LazyGroup(
         "event": "flowctl.events:event",
         "handler": "flowctl.handlers:handler",
         "key": "flowctl.keys:key",
+        "secret": "flowctl.vault:secret",
         "sandbox": "flowctl.sandboxes:sandbox",
         "queue": "flowctl.operations:queue",
         "pool": "flowctl.sandboxes:pool",

@@ -103,7 +103,7 @@ def _wrong(text: str, is_binary: bool) -> str | None:
     except (binascii.Error, ValueError):
         return "it is not base64 (RFC 4648, with padding)" if is_binary else "it is not Unicode"
     if size > VALUE_BYTES_MAX:
-        return f"it has {size} bytes; {VALUE_BYTES_MAX} are the most"
+        return f"it has more than {VALUE_BYTES_MAX} bytes"
     if len(text.strip()) < VALUE_CHARS_MIN:
         return (
             f"it has less than {VALUE_CHARS_MIN} characters, too few to be masked in what a "

@@ -99,6 +99,8 @@ class Child:
         self._is_heard = False
         self._status = self._statm = -1
         self._host_pid = 0
+        self._expects_listener = False
+        self._listener = -1
 
     @property
     def host_pid(self) -> int:
@@ -117,6 +119,24 @@ class Child:
     def leave(self) -> None:
         """Nobody listens any more: whatever comes now was not asked for, and it is killed."""
         self._on_data = self._unasked
+
+    def expect_listener(self) -> None:
+        """Its first frame may come with a descriptor, which `take_listener` returns then."""
+        self._expects_listener = True
+
+    def take_listener(self) -> int:
+        """The descriptor that came, which is the caller's from now on; -1 if none did."""
+        fd, self._listener = self._listener, -1
+        return fd
+
+    def receive(self, size: int) -> bytes:
+        """recv(2) on the channel; what a handler passes along is dropped by the kernel."""
+        if not self._expects_listener:
+            return self.channel.recv(size)
+        data, fds, *_ = socket.recv_fds(self.channel, size, 1, socket.MSG_CMSG_CLOEXEC)
+        self._expects_listener = False
+        self._listener = fds[0] if fds else -1
+        return data
 
     def refuse(self, reason: str) -> None:
         """Its package could not be attached: tell whoever waits, now or later."""
@@ -151,7 +171,8 @@ class Child:
         if self._pidfd >= 0:
             self._stop_hearing()
             self.channel.close()
-            for fd in (self.stdout, self.stderr, self._pidfd, self._status, self._statm):
+            fds = (self.stdout, self.stderr, self._pidfd, self._status, self._statm)
+            for fd in (*fds, self.take_listener()):
                 if fd >= 0:
                     os.close(fd)
             self._pidfd = -1

@@ -69,6 +69,7 @@ class Plan:
     node_bytes: int = 0  # private memory of one that has just started
     rehearsal: str = ""  # a package of ours with warm.py
     missing: dict[str, str] = field(default_factory=dict)
+    install: Callable[[bytes], object] = linux.seccomp  # or one that also tells what is refused
     # What steps of the server leave for steps of the children.
     listeners: list[int] = field(default_factory=list)
     gateway_ns: int = -1
@@ -375,6 +376,10 @@ def _rules(plan: Plan) -> int:
     return plan.rulesets[plan.profile]
 
 
+def _install_filter(plan: Plan) -> None:
+    plan.install(plan.filters[plan.profile])
+
+
 CHILD_STEPS: tuple[Step, ...] = (
     Step("proc", "mount a /proc of its own process only", _own_proc),
     Step("ipc-namespace", "leave other executions' queues", _unshare(linux.CLONE_NEWIPC)),
@@ -387,5 +392,5 @@ CHILD_STEPS: tuple[Step, ...] = (
     Step("pid-namespace", "die with the server", lambda _plan: linux.parent_death_signal(9)),
     Step("no-new-privs", "rule out new privileges", lambda _plan: linux.no_new_privs()),
     Step("landlock", "open nothing else", lambda plan: landlock.enforce(_rules(plan))),
-    Step("seccomp", "install the filter", lambda plan: linux.seccomp(plan.filters[plan.profile])),
+    Step("seccomp", "install the filter", _install_filter),
 )

@@ -14,7 +14,9 @@ from typing import Any
 from sandbox.model import Ending
 from sandbox.wire import EMITS_MAX, ProtocolError
 
-__all__ = ["Facts", "checked_result", "classify"]
+__all__ = ["FORBIDDEN_CALL", "Facts", "checked_result", "classify"]
+
+FORBIDDEN_CALL = "the handler's process made a system call that no handler may make"
 
 _CODE_MAX = 200
 _TEXT_MAX = 64 * 1024
@@ -65,7 +67,7 @@ def classify(facts: Facts) -> tuple[Ending, str]:
     if number in (signal.SIGKILL, signal.SIGXCPU) and spent:
         return Ending.CPU, f"used more than {facts.cpu_limit_ms} ms of CPU time"
     if number == signal.SIGSYS:
-        return Ending.CRASH, "the handler's process made a system call that no handler may make"
+        return Ending.CRASH, FORBIDDEN_CALL
     full = facts.full_bytes or _NEAR_LIMIT * facts.memory_limit_bytes
     near = facts.peak_memory_bytes >= full > 0
     if number in _ALLOCATION_DEATHS and near:

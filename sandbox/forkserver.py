@@ -478,7 +478,8 @@ def _last_words(child: Child) -> tuple[bool, ServerFailed | None]:
         for frame in wire.FrameReader(4096).feed(child.channel.recv(8192)):
             if frame.kind == wire.UNCONFINED:
                 return False, ServerFailed(*wire.unconfined(frame.payload))
-            return frame.kind == wire.READY, None
+            if frame.kind != wire.LISTENER:
+                return frame.kind == wire.READY, None
     except (OSError, wire.ProtocolError):
         pass
     return False, None

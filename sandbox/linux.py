@@ -29,9 +29,12 @@ __all__ = [
     "MS_NOSUID",
     "MS_REC",
     "MS_SLAVE",
+    "SECCOMP_FILTER_FLAG_NEW_LISTENER",
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
     "close_range",
     "drop_capabilities",
     "fork",
+    "fork_sharing_files",
     "landlock_abi",
     "landlock_add_path",
     "landlock_create_ruleset",
@@ -61,6 +64,7 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+_CLONE_FILES, _SIGCHLD = 0x400, 17
 # linux/mount.h
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 MS_REC, MS_SLAVE = 0x4000, 0x80000
@@ -77,6 +81,7 @@ _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 _CAPABILITY_VERSION_3 = 0x20080522
 # linux/seccomp.h
 _SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_FILTER_FLAG_NEW_LISTENER, SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 8, 32
 # linux/landlock.h
 _LANDLOCK_CREATE_RULESET_VERSION, _LANDLOCK_RULE_PATH_BENEATH = 1, 1
 # malloc.h
@@ -86,9 +91,10 @@ _M_ARENA_MAX = -8
 _NR_OPEN_TREE, _NR_MOVE_MOUNT, _NR_CLOSE_RANGE, _NR_MOUNT_SETATTR = 428, 429, 436, 442
 _NR_LANDLOCK_CREATE_RULESET, _NR_LANDLOCK_ADD_RULE, _NR_LANDLOCK_RESTRICT_SELF = 444, 445, 446
 # … and these have not.
-_NR_PIVOT_ROOT, _NR_SECCOMP = {"x86_64": (155, 317), "aarch64": (41, 277)}.get(
-    os.uname().machine, (-1, -1)
-)
+_NR_PIVOT_ROOT, _NR_SECCOMP, _NR_CLONE = {
+    "x86_64": (155, 317, 56),
+    "aarch64": (41, 277, 220),
+}.get(os.uname().machine, (-1, -1, -1))
 
 _libc = ctypes.PyDLL(None, use_errno=True)  # PyDLL: no release of the GIL, we have one thread
 _syscall = _libc.syscall
@@ -127,6 +133,14 @@ def fork() -> int:
     does what else must differ in the child (`random` has the same state in both).
     """
     return _call("fork", _libc.fork())
+
+
+def fork_sharing_files() -> int:
+    """clone(2) with CLONE_FILES: a fork whose descriptors are the caller's, now and later.
+
+    Like `fork`, and without libc's part of it too: for a child that soon calls `os._exit`.
+    """
+    return _call("clone", _syscall(_NR_CLONE, _CLONE_FILES | _SIGCHLD, None, None, None, None))
 
 
 def unshare(flags: int) -> None:
@@ -218,10 +232,14 @@ def drop_capabilities() -> None:
     _call("capset", _libc.capset(_CAPSET_HEADER, _CAPSET_NOTHING))
 
 
-def seccomp(program: bytes) -> None:
-    """seccomp(2): install a classic BPF program (8 bytes an instruction) for good."""
+def seccomp(program: bytes, flags: int = 0) -> int:
+    """seccomp(2): install a classic BPF program (8 bytes an instruction) for good; returns the
+    descriptor that SECCOMP_FILTER_FLAG_NEW_LISTENER asks for."""
     filter_ = _SockFprog(len(program) // 8, program)
-    _call("seccomp", _syscall(_NR_SECCOMP, _SECCOMP_SET_MODE_FILTER, 0, ctypes.byref(filter_)))
+    done = _syscall(
+        _NR_SECCOMP, _SECCOMP_SET_MODE_FILTER, ctypes.c_ulong(flags), ctypes.byref(filter_)
+    )
+    return _call("seccomp", done)
 
 
 def landlock_abi() -> int:

@@ -1,8 +1,8 @@
 """What goes into the sandbox and what comes out: plain values, no behaviour.
 
 Owns the nouns of the package: `Call` (one execution of one handler), `Limits`, `Policy`, `Egress`,
-`Reuse`, `Reply`, `Ending` (how it ended, a closed set), `LogLine`, `Usage`, `Traffic`, `Layer` and
-`PoolSettings`.
+`Reuse`, `Reply`, `Ending` (how it ended, a closed set), `LogLine`, `Usage`, `Traffic`, `Refused`,
+`Layer` and `PoolSettings`.
 It promises that a value that could be built is within the hard limits (60 s, 1 GiB); it never
 touches a process, a file or the clock.
 """
@@ -32,6 +32,7 @@ __all__ = [
     "OnLog",
     "Policy",
     "PoolSettings",
+    "Refused",
     "Reply",
     "Reuse",
     "Traffic",
@@ -284,6 +285,15 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """A system call that the filter refused: its name, "EPERM", "ENOSYS" or "killed", how often."""
+
+    call: str
+    answer: str
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """How an execution ended and what came out of it.
 
@@ -294,7 +304,7 @@ class Reply:
     "updates": {…} and "emitted": [[event, data], …]. An exception that leaves the handler is
     the failure HANDLER_ERROR with its traceback in details, at most 16 KiB.
     For every other ending `message` says in one line what happened. `traffic` is None for an
-    execution without network.
+    execution without network, `refused` where it was not counted.
     """
 
     ending: Ending
@@ -303,6 +313,7 @@ class Reply:
     logs: tuple[LogLine, ...] = ()
     usage: Usage = field(default_factory=Usage)
     traffic: Traffic | None = None
+    refused: tuple[Refused, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +338,11 @@ class PoolSettings:
     without one of them nothing is run. `without`: layers to leave out, for measuring and for
     trying how a poorer host behaves; a required layer cannot be left out. `host_uid`: the host's
     user and group id of handlers when the pool runs as root.
+
+    For somebody who tries one handler: `kinds`, those of `wire.PROFILES` that are served (None:
+    all); `try_layers` false: what could be set up is not tried before the first call;
+    `report_refused`: each system call that the filter refuses is answered by this process, as the
+    filter would, and counted in `Reply.refused`. No process is kept then.
     """
 
     slots: int = 4
@@ -342,6 +358,9 @@ class PoolSettings:
     without: frozenset[str] = frozenset()
     # 65536 to 99999 is given out by neither useradd, subuid nor systemd (systemd's UIDS-GIDS).
     host_uid: int = 70_000
+    kinds: tuple[str, ...] | None = None
+    try_layers: bool = True
+    report_refused: bool = False
 
     def __post_init__(self) -> None:
         _within("slots", self.slots, 1, 256)

@@ -34,6 +34,7 @@ from sandbox.model import (
     Reply,
     Usage,
 )
+from sandbox.refused import Watch
 from sandbox.session import Session
 from sandbox.slot import Slot, fitting_of, key_of, profile_of
 
@@ -70,6 +71,7 @@ class Pool:
         self._trim: asyncio.TimerHandle | None = None
         self._node = self._node_problem = ""
         self._floor = 0
+        self._filters: dict[str, bytes] = {}
         self._started = False
         self._counts = collections.Counter[str]()
 
@@ -108,14 +110,14 @@ class Pool:
         """
         loop = asyncio.get_running_loop()
         wanted, problems = layers.wanted(self.settings)
-        filters: dict[str, bytes] = {}
         try:
             self._node = await asyncio.to_thread(nodejs.find, self.settings.node)
         except OSError as exc:
             self._node_problem = str(exc)
         if "seccomp" in wanted:
             try:
-                filters = await asyncio.to_thread(seccomp.compile_filters)
+                kinds = self.settings.kinds
+                self._filters = await asyncio.to_thread(seccomp.compile_filters, kinds)
             except OSError as exc:
                 problems["seccomp"] = str(exc.strerror)
                 wanted -= {"seccomp"}
@@ -130,7 +132,8 @@ class Pool:
             "layers": sorted(wanted),
             "required": sorted(wanted & self.settings.required_layers),
             "host_uid": self.settings.host_uid if os.getuid() == 0 else 0,
-            "filters": {name: program.hex() for name, program in filters.items()},
+            "filters": {name: program.hex() for name, program in self._filters.items()},
+            "report_refused": self.settings.report_refused,
             "ports": list(self.settings.ports),
             "node": self._node,
             "node_bytes": nodejs.started_bytes(self._node),
@@ -143,7 +146,10 @@ class Pool:
         self._floor = min(len(cpus), len(self._slots))
         for slot in self._slots[: self._floor]:  # the others when they are needed
             slot.launch()
-        self._layers = await self._try_layers(wanted, problems)
+        if self.settings.try_layers:
+            self._layers = await self._try_layers(wanted, problems)
+        else:
+            self._layers = layers.as_set_up(wanted, problems, self.settings.required_layers)
         self._missing = [layer for layer in self._layers.values() if not layer.available]
         held = sorted(layer.name for layer in self._layers.values() if layer.available)
         for slot in self._slots:
@@ -167,7 +173,8 @@ class Pool:
             slot = await self._slot_for(call)
         except ServerFailed as exc:
             return _failure(exc)
-        return await self._run(slot, call, key_of(call), on_log)
+        key = None if self.settings.report_refused else key_of(call)
+        return await self._run(slot, call, key, on_log)
 
     async def close(self) -> None:
         """Kill everything and wait until it is gone."""
@@ -231,6 +238,9 @@ class Pool:
                 return _unavailable(f"layer {layer.name} cannot be had: {layer.detail}")
         if policy.filesystem == "temp" and not self._layers["private-root"].available:
             return _unavailable("layer private-root cannot be had: it carries the temp")
+        kinds = self.settings.kinds
+        if kinds is not None and profile_of(call).name not in kinds:
+            return _unavailable(f"this pool has no processes for {profile_of(call).name}")
         if call.runtime == "node":
             if not self._node:
                 return _unavailable(f"cannot run node: {self._node_problem}")
@@ -350,14 +360,17 @@ class Pool:
                 raise ServerFailed("network", str(exc)) from exc
         kept = False
         traffic = None
+        watch = self._watch(child)
         try:
-            session = Session(child, call, request, on_log, slot)
+            session = Session(child, call, request, on_log, slot, watch)
             reply = await session.run()
             if reply.ending is Ending.RESULT and session.is_clean:
                 kept = slot.keep(call, key, child)
         finally:
             if not kept:
                 child.kill()
+            if watch is not None:
+                watch.close()
             if visit is not None:
                 traffic = visit.close()
         self._ended_at = asyncio.get_running_loop().time()
@@ -365,7 +378,13 @@ class Pool:
         self._waited_ms += _SMOOTHING * (waited_ms - self._waited_ms)
         if reply.ending in (Ending.CRASH, Ending.MEMORY, Ending.PROTOCOL):
             self._counts["crashed"] += 1
+        if watch is not None:
+            reply = dataclasses.replace(reply, refused=watch.found())
         return reply if traffic is None else dataclasses.replace(reply, traffic=traffic)
+
+    def _watch(self, child: Child) -> Watch | None:
+        program = self._filters.get(child.profile.name)
+        return Watch(program) if self.settings.report_refused and program else None
 
     def _discard(self, child: Child) -> None:
         child.close()
@@ -436,13 +455,14 @@ class Pool:
         trial = layers.trial()
         slot = self._slots[0]
         self._layers = layers.as_set_up(wanted, problems, required)
-        child = None
+        child = watch = None
         try:
             child = await self._child(slot, trial, None)
+            watch = self._watch(child)
             problems.update(slot.launch().missing)
             self._layers = layers.as_set_up(wanted, problems, required)
             # Asked of a child that is confined: it has answered the first time by then.
-            reply = await Session(child, trial, self._request(trial), None, slot).run()
+            reply = await Session(child, trial, self._request(trial), None, slot, watch).run()
             found = layers.seen_from_outside(child.host_pid)
         except ServerFailed as exc:
             self._failed = exc
@@ -451,6 +471,8 @@ class Pool:
         finally:
             if child is not None:
                 self._discard(child)
+            if watch is not None:
+                watch.close()
         await child.ended  # nothing of the trial is left
         return layers.judged(wanted, problems, required, found, reply)
 

@@ -14,7 +14,7 @@ import errno
 import itertools
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ __all__ = [
     "HARMLESS",
     "UNIMPLEMENTED",
     "Rule",
+    "call_name",
     "compile_filter",
     "compile_filters",
     "describe",
@@ -292,13 +293,25 @@ def compile_filter(
     return _unknown_numbers(pyseccomp, token, sorted(known.values())) + _exported(filter_)
 
 
-def compile_filters() -> dict[str, bytes]:
-    """The program of every profile, for this machine; raises like `compile_filter`."""
+def compile_filters(kinds: Iterable[str] | None = None) -> dict[str, bytes]:
+    """The programs of these profiles (None: of every one), for this machine; raises like
+    `compile_filter`."""
     return {
-        runtime + ("+network" if network else ""): compile_filter(runtime, network)
+        kind: compile_filter(runtime, network)
         for runtime in ("python", "node")
         for network in (False, True)
+        if (kind := runtime + ("+network" if network else "")) in (kinds or (kind,))
     }
+
+
+def call_name(number: int, token: int) -> str:
+    """A call's name for people, by its number and the architecture (AUDIT_ARCH_*) it is of."""
+    library = _library()
+    try:
+        return str(library.resolve_syscall(token, number).decode())
+    except ValueError:
+        own = "" if token == library.system_arch() else f" of architecture {token:#x}"
+        return f"{number:#x}{own}"
 
 
 def without_user_namespaces() -> bytes:

@@ -11,14 +11,17 @@ import asyncio
 import errno
 import os
 import re
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sandbox import nodejs, wire
 from sandbox.child import Child, Ended
-from sandbox.ending import Facts, checked_result, classify
+from sandbox.ending import FORBIDDEN_CALL, Facts, checked_result, classify
 from sandbox.forkserver import ServerFailed
 from sandbox.logs import Logs
 from sandbox.model import Call, Ending, OnLog, Reply, Usage
+
+if TYPE_CHECKING:
+    from sandbox.refused import Watch
 
 __all__ = ["Place", "Session"]
 
@@ -53,8 +56,12 @@ class Session:
         request: bytes,
         on_log: OnLog | None,
         slot: Place,
+        watch: Watch | None = None,
     ) -> None:
         self._child = child
+        self._watch = watch
+        if watch is not None:
+            child.expect_listener()
         self._slot = slot
         self._call = call
         self._is_node = call.runtime == "node"
@@ -122,6 +129,10 @@ class Session:
         if not self._done.done():
             self._done.set_result((ending, value))
             self._child.leave()
+
+    def _on_forbidden(self) -> None:
+        """A call that kills: who made it waits for that."""
+        self._finish(Ending.CRASH, FORBIDDEN_CALL)
 
     def _refused(self, reason: str) -> None:
         if not self._done.done():
@@ -200,7 +211,7 @@ class Session:
     def _on_channel(self) -> None:
         try:
             wanted = min(max(self._reader.missing, _READ_MIN_BYTES), _READ_MAX_BYTES)
-            data = self._child.channel.recv(wanted)
+            data = self._child.receive(wanted)
         except BlockingIOError:
             return
         except OSError as exc:
@@ -258,6 +269,11 @@ class Session:
         """Before anything of the handler's: the child is ready, or why it is not confined."""
         if frame.kind == wire.READY:
             self._child.is_ready = True
+            if self._watch is not None:
+                self._watch.forget()
+        elif frame.kind == wire.LISTENER and self._watch is not None:
+            if (fd := self._child.take_listener()) >= 0:
+                self._watch.begin(fd, self._on_forbidden)
         elif frame.kind == wire.UNCONFINED:
             self._done.set_exception(ServerFailed(*wire.unconfined(frame.payload)))
         else:

@@ -21,6 +21,7 @@ __all__ = [
     "ENDED",
     "FORKED",
     "LINE_COST_BYTES",
+    "LISTENER",
     "LOG",
     "MESSAGE_MAX_BYTES",
     "PREPARE",
@@ -50,6 +51,8 @@ REQUEST, CONTEXT, LOG, RESULT, PROBLEM = b"Q", b"C", b"L", b"R", b"X"
 PREPARE = b"P"
 # Before any request, with a token of zeros: the child is ready; why it could not be confined.
 READY, UNCONFINED = b"Y", b"U"
+# Before these, where refused system calls are counted: with the descriptor that tells them.
+LISTENER = b"N"
 
 TOKEN_BYTES = 8
 LINE_COST_BYTES = 100  # an empty log line that is kept costs memory, a row and a wake-up too

@@ -18,6 +18,7 @@ it is ready, or why it could not be confined.
 from __future__ import annotations
 
 import _socket
+import functools
 import gc
 import importlib
 import json
@@ -88,6 +89,10 @@ def main(control_fd: int) -> None:
         filters={name: bytes.fromhex(text) for name, text in start["filters"].items()},
         rehearsal=start["warm"],
     )
+    if start["report_refused"]:
+        from sandbox.listener import install
+
+        plan.install = functools.partial(install, channel_fd=_CHANNEL_FD)
     if program := start["node"]:
         nodejs.open_program(program)
         plan.node_files = nodejs.needed_files(program)

@@ -53,6 +53,7 @@ cli = LazyGroup(
         "secret": "flowctl.vault:secret",
         "sandbox": "flowctl.sandboxes:sandbox",
         "queue": "flowctl.operations:queue",
+        "billing": "flowctl.billing:billing",
         "pool": "flowctl.sandboxes:pool",
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

@@ -1,4 +1,4 @@
-"""The configuration: one frozen tree of settings, where each came from, what is wrong with it.
+"""The configuration: from where each setting comes, and what is wrong with it.
 
 Flags beat the environment (`FLOWMONKEY_SOCKET`, `FLOWMONKEY_DATA_DIR`, `FLOWMONKEY_CONFIG`,
 `FLOWMONKEY_<SECTION>__<KEY>`), which beats the TOML file, which beats the defaults here. An unknown
@@ -12,257 +12,24 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from flowmonkeyd.documents.manifest import HANDLER_TYPE
 from flowmonkeyd.documents.problems import problems_of
-from flowmonkeyd.documents.signing import parse_public
-from flowmonkeyd.documents.targets import wrong_network, wrong_target
-from flowmonkeyd.errors import Invalid
-from flowmonkeyd.vault.elsewhere import wrong_address, wrong_path
-from sandbox.model import ALL_LAYERS, DEFAULT_REQUIRED
+from flowmonkeyd.settings import HandlerSection, HandlersSection, Settings, TenantQuota
+from sandbox.model import ALL_LAYERS
 
-__all__ = [
-    "AllowSection",
-    "Api",
-    "ConfigError",
-    "HandlerNetwork",
-    "HandlerSection",
-    "HandlersSection",
-    "HashicorpSection",
-    "LimitsSection",
-    "Loaded",
-    "LogSection",
-    "SandboxNetwork",
-    "SandboxSection",
-    "Settings",
-    "Shutdown",
-    "TimeoutsSection",
-    "TrustSection",
-    "VaultSection",
-    "load",
-    "print_config",
-]
+__all__ = ["ConfigError", "Loaded", "load", "print_config"]
 
-_DAY_MS = 24 * 3600 * 1000
-# Text in the file where a number belongs is a mistake; flags and variables are parsed before.
-_Int = Annotated[int, Field(strict=True)]
-_MIB = 1024 * 1024
-
-
-def _each(wrong: Callable[[str], str | None]) -> AfterValidator:
-    def check(text: str) -> str:
-        if (words := wrong(text)) is not None:
-            raise ValueError(words)
-        return text
-
-    return AfterValidator(check)
-
-
-# "*" is every global address; an empty list allows nothing.
-_Allow = tuple[Annotated[str, _each(lambda text: None if text == "*" else wrong_target(text))], ...]
-_Deny = tuple[Annotated[str, _each(wrong_target)], ...]
 # Where a setting is: its names from the top. "*" stands for the name of any handler.
 _Key = tuple[str, ...]
 _ANY = "*"
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
-
-
-class _Section(BaseModel):
-    """Sections within a section come after its own keys, as TOML wants them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Shutdown(_Section):
-    # How long running steps may go on after SIGTERM; systemd's own limit is 90 s.
-    graceMs: Annotated[_Int, Field(ge=0, le=80_000)] = 10_000
-
-
-class Api(_Section):
-    # A context may have 10 MiB; JSON escapes and the rest of the request need room.
-    bodyBytesMax: Annotated[_Int, Field(ge=64 * 1024, le=1024**3)] = 16 * 1024 * 1024
-    socketMode: Annotated[_Int, Field(ge=0, le=0o777)] = 0o660
-
-
-class LimitsSection(_Section):
-    """Contract section 2."""
-
-    stepsMax: Annotated[_Int, Field(ge=1, le=1_000_000)] = 1000
-    contextBytesMax: Annotated[_Int, Field(ge=1024, le=1024**3)] = 10 * 1024 * 1024
-    valueBytesMax: Annotated[_Int, Field(ge=1024, le=1024**3)] = 1024 * 1024
-    keysMax: Annotated[_Int, Field(ge=1, le=100_000)] = 500
-    depthMax: Annotated[_Int, Field(ge=1, le=100)] = 15
-
-
-class TimeoutsSection(_Section):
-    executionMs: Annotated[_Int, Field(ge=1000, le=3650 * _DAY_MS)] = _DAY_MS
-    waitMs: Annotated[_Int, Field(ge=1000, le=3650 * _DAY_MS)] = 7 * _DAY_MS
-
-
-class SandboxNetwork(_Section):
-    """What the gateway lets any handler do that asks for network."""
-
-    # What it serves; none: no handler has network.
-    ports: tuple[Annotated[_Int, Field(ge=1, le=65535)], ...] = (80, 443)
-    allow: _Allow = ("*",)
-    deny: _Deny = ()
-    # For each execution.
-    connections: Annotated[_Int, Field(ge=1, le=1024)] = 64
-    bytesMax: Annotated[_Int, Field(ge=1024, le=1024**4)] = 256 * _MIB
-    dnsQueriesMax: Annotated[_Int, Field(ge=0, le=100_000)] = 256
-    connectMs: Annotated[_Int, Field(ge=1, le=60_000)] = 10_000
-    idleMs: Annotated[_Int, Field(ge=1, le=60_000)] = 30_000
-
-
-class SandboxSection(_Section):
-    # Steps that run at a time; 0 is four for each processor. Those beyond one for each are started
-    # when steps wait (for the network, say), and ended when they are idle.
-    slots: Annotated[_Int, Field(ge=0, le=256)] = 0
-    # Confined processes kept waiting for each fork server, and as many of Node.
-    spares: Annotated[_Int, Field(ge=0, le=64)] = 2
-    nodeSpares: Annotated[_Int, Field(ge=0, le=64)] = 2
-    # What nobody needed for so long is ended.
-    idleMs: Annotated[_Int, Field(ge=1, le=_DAY_MS)] = 60_000
-    # The layers without which nothing is run.
-    require: tuple[str, ...] = tuple(sorted(DEFAULT_REQUIRED))
-    # The interpreters of handlers; empty are the daemon's own and the node in PATH.
-    python: str = ""
-    node: str = ""
-    # A value may have 1 MiB, the result around it a little more.
-    outputBytesMax: Annotated[_Int, Field(ge=1024, le=64 * _MIB)] = _MIB + 64 * 1024
-    logBytesMax: Annotated[_Int, Field(ge=0, le=64 * _MIB)] = _MIB
-    # Lines a second that are kept of a handler.
-    logRate: Annotated[_Int, Field(ge=1, le=1_000_000)] = 5_000
-    # A private /tmp holds so much, for handlers that ask for one.
-    tempBytesMax: Annotated[_Int, Field(ge=64 * 1024, le=1024 * _MIB)] = 64 * _MIB
-    network: SandboxNetwork = SandboxNetwork()
-
-
-class HandlerNetwork(_Section):
-    """Bounds what a handler's manifest asks for; it never adds to it."""
-
-    allow: _Allow = ("*",)
-    deny: _Deny = ()
-
-
-class HandlerSection(_Section):
-    """What the operator says of one handler type, under `[handlers."TYPE"]`."""
-
-    # "reuse": the same process for many executions of one version and tenant.
-    policy: Literal["fresh", "reuse"] = "fresh"
-    reuseUses: Annotated[_Int, Field(ge=1, le=1_000_000)] = 100
-    reuseIdleMs: Annotated[_Int, Field(ge=1, le=3_600_000)] = 60_000
-    reuseAgeMs: Annotated[_Int, Field(ge=1, le=_DAY_MS)] = 600_000
-    # Processes that wait for a call of it have imported it (python only).
-    preload: bool = False
-    # Networks that are not global and that it may reach all the same.
-    privateNetworks: tuple[Annotated[str, _each(wrong_network)], ...] = ()
-    network: HandlerNetwork = HandlerNetwork()
-
-
-class AllowSection(_Section):
-    """What handlers may ask for. A package that asks for more is not published."""
-
-    network: _Allow = ("*",)
-    filesystem: tuple[Literal["none", "readonly", "temp"], ...] = ("none", "readonly", "temp")
-    # Names of secrets, `*` and `?` stand for anything.
-    secrets: tuple[str, ...] = ("*",)
-    stateful: bool = True
-    # Of stateful handlers; the other two of stateless ones, in MiB and cores.
-    resources: tuple[Literal["light", "medium", "heavy", "gpu"], ...] = (
-        *("light", "medium", "heavy", "gpu"),
-    )
-    memory: Annotated[_Int, Field(ge=1, le=1024 * 1024)] = 1024
-    cpu: Annotated[float, Field(gt=0, le=64)] = 2.0
-
-
-class HandlersSection(_Section):
-    """What is said of all handlers; beside it, under their types, what is said of one."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    __pydantic_extra__: dict[str, HandlerSection] = Field(init=False)
-
-    # Packages that no trusted key has signed are refused.
-    requireSignature: bool = False
-    allow: AllowSection = AllowSection()
-
-    def of(self, handler_type: str) -> HandlerSection:
-        """What is said of one type; the defaults for one without a table."""
-        return self.__pydantic_extra__.get(handler_type, _SAID_NOTHING)
-
-
-_SAID_NOTHING = HandlerSection()
-
-
-def _public_key(text: str) -> str | None:
-    try:
-        _, name = parse_public(text)
-    except Invalid as exc:
-        return exc.message
-    return None if name else "should be ed25519:BASE64 NAME, the line of a .pub file"
-
-
-class TrustSection(_Section):
-    """Whose signatures count here, beside what `flowctl key trust` adds."""
-
-    keys: tuple[Annotated[str, _each(_public_key)], ...] = ()
-
-
-class HashicorpSection(_Section):
-    """A HashiCorp Vault or OpenBao server with a KV v2 engine, read only."""
-
-    # https://vault.example.com:8200; without TLS on this machine only.
-    address: Annotated[str, _each(wrong_address)] = ""
-    namespace: str = ""
-    mount: Annotated[str, Field(min_length=1)] = "secret"
-    # Where a secret is in the engine, its value in the field `value` (`base64` for bytes).
-    path: Annotated[str, _each(wrong_path)] = "flowmonkey/{tenant}/{name}"
-    # The authority of its certificate; empty: those of the system.
-    caFile: str = ""
-    # Who this daemon is there: a token, or the two halves of an AppRole.
-    tokenFile: str = ""
-    roleId: str = ""
-    secretIdFile: str = ""
-    roleMount: Annotated[str, Field(min_length=1)] = "approle"
-    timeoutMs: Annotated[_Int, Field(ge=100, le=60_000)] = 5_000
-    # For so long a value is used without asking again; kept sealed.
-    cacheMs: Annotated[_Int, Field(ge=0, le=_DAY_MS)] = 60_000
-
-
-class VaultSection(_Section):
-    """Who keeps the secrets of users."""
-
-    provider: Literal["local", "hashicorp"] = "local"
-    # The key of the local vault; empty: see docs/secrets.md for where else it can come from.
-    keyFile: str = ""
-    hashicorp: HashicorpSection = HashicorpSection()
-
-
-class LogSection(_Section):
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["auto", "human", "json"] = "auto"
-
-
-class Settings(_Section):
-    """Everything an operator can set. Paths are absolute."""
-
-    socket: Path
-    dataDir: Path
-    shutdown: Shutdown = Shutdown()
-    api: Api = Api()
-    limits: LimitsSection = LimitsSection()
-    timeouts: TimeoutsSection = TimeoutsSection()
-    sandbox: SandboxSection = SandboxSection()
-    log: LogSection = LogSection()
-    trust: TrustSection = TrustSection()
-    vault: VaultSection = VaultSection()
-    handlers: HandlersSection = HandlersSection()
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,6 +177,8 @@ def _key(text: str) -> _Key:
 
 
 def _general(key: _Key) -> _Key:
+    if key[:2] == ("quotas", "tenants") and len(key) > 2:
+        return ("quotas", "tenants", _ANY, *key[3:])
     if key[:1] != ("handlers",) or len(key) < 2 or key[1] in HandlersSection.model_fields:
         return key
     return ("handlers", _ANY, *key[2:])
@@ -426,7 +195,12 @@ def _defaults() -> dict[_Key, Any]:
         if isinstance(field.default, BaseModel):
             defaults.update(_flatten(field.default.model_dump(mode="json"), (name,)))
     one = HandlerSection().model_dump(mode="json")
-    return {**defaults, **_flatten(one, ("handlers", _ANY))}
+    quota = TenantQuota().model_dump(mode="json")
+    return {
+        **defaults,
+        **_flatten(one, ("handlers", _ANY)),
+        **_flatten(quota, ("quotas", "tenants", _ANY)),
+    }
 
 
 def _variable(key: _Key) -> str:

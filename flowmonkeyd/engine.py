@@ -14,7 +14,7 @@ from typing import Any
 from flowmonkeyd import decide, jsontext
 from flowmonkeyd.clock import Ids
 from flowmonkeyd.documents.flow import flow_digest, parse_flow
-from flowmonkeyd.errors import Conflict, Invalid, NotFound, Problem
+from flowmonkeyd.errors import Conflict, Invalid, NotFound, Problem, TooMany
 from flowmonkeyd.model import (
     NO_VALUE,
     CancelSource,
@@ -26,6 +26,7 @@ from flowmonkeyd.model import (
     WaitKind,
 )
 from flowmonkeyd.publishing import Publishing
+from flowmonkeyd.quotas import Quotas
 from flowmonkeyd.references import References
 from flowmonkeyd.steps import Steps
 from flowmonkeyd.store import Store, Tx, catalog, executions, ledger, tasks, waits
@@ -73,8 +74,9 @@ class Engine(Work, Publishing):
         ids: Ids,
         limits: Limits = Limits(),
         local_types: frozenset[str] = frozenset(),
+        quotas: Quotas = Quotas(),
     ) -> None:
-        super().__init__(store, Steps(limits, ids, References(local_types)))
+        super().__init__(store, Steps(limits, ids, References(local_types), quotas))
 
     # --- flows -----------------------------------------------------------------------------------
 
@@ -135,7 +137,7 @@ class Engine(Work, Publishing):
                     record, created = self._steps.start(tx, new, by)
                     notes = self._steps.names.notes(tx, record.execution) if created else ()
                     made.append(Submitted(record, created, notes))
-                except (Invalid, NotFound, Conflict) as exc:
+                except (Invalid, NotFound, Conflict, TooMany) as exc:
                     if len(batch) == 1:
                         raise
                     message = f"{exc.message} (item {number})"
@@ -307,6 +309,7 @@ class Engine(Work, Publishing):
 
         def change(tx: Tx) -> int:
             ledger.sync_types(tx)
+            self._steps.quotas.recount(tx)
             released = tasks.release_of_earlier_boots(tx, tx.boot << 32)
             ledger.append_one(tx, "daemon.started", {"boot": tx.boot, "tasksReleased": released})
             tx.hints.ready.update(lane.value for lane in Lane)

@@ -19,6 +19,7 @@ __all__ = [
     "NotFound",
     "Problem",
     "TooLarge",
+    "TooMany",
     "Unavailable",
 ]
 
@@ -82,6 +83,12 @@ class Unavailable(FlowMonkeyError):
     kind_code = "UNAVAILABLE"
 
 
+class TooMany(FlowMonkeyError):
+    """A tenant's quota is used up; the message says until when."""
+
+    kind_code = "QUOTA_EXCEEDED"
+
+
 class LeaseLost(FlowMonkeyError):
     """The worker no longer holds the task; what it said changed nothing."""
 
@@ -123,6 +130,7 @@ CODES: dict[str, str] = {
     "MISSING_PATH": "a switch step has no path",
     "NO_MATCH": "no condition or case matched and there is no default",
     "INVALID_TOKEN": "the resume token is unknown, used, revoked or expired",
+    "QUOTA_EXCEEDED": "the tenant has used up its executions of the day or its spend of the month",
     "EXECUTION_EXISTS": "an execution with this id exists already",
     "NOT_WAITING": "the execution does not wait",
     "EXECUTION_ENDED": "the execution has ended",

@@ -27,13 +27,16 @@ from flowmonkeyd import __version__, logs, systemd
 from flowmonkeyd.api.feed import Feed
 from flowmonkeyd.api.requests import Api
 from flowmonkeyd.api.server import Server, application
+from flowmonkeyd.billing import Quota, nanos
 from flowmonkeyd.clock import RandomIds, SystemClock
-from flowmonkeyd.config import ConfigError, Loaded, Settings, load, print_config
+from flowmonkeyd.config import ConfigError, Loaded, load, print_config
 from flowmonkeyd.dispatcher import Dispatcher
 from flowmonkeyd.engine import Engine
 from flowmonkeyd.errors import FlowMonkeyError, Unavailable
 from flowmonkeyd.model import Lane, Limits
 from flowmonkeyd.packages import Packages
+from flowmonkeyd.quotas import Quotas
+from flowmonkeyd.settings import QuotaSection, Settings, TenantQuota
 from flowmonkeyd.stateless import Stateless
 from flowmonkeyd.store import Committed, Store, catalog
 from flowmonkeyd.timers import Timers
@@ -77,7 +80,9 @@ class Daemon:
     async def _serve(self) -> None:
         settings, clock = self._settings, SystemClock()
         store = Store(settings.dataDir / "flowmonkey.db", clock)
-        engine = Engine(store, RandomIds(), _execution_limits(settings))
+        engine = Engine(
+            store, RandomIds(), _execution_limits(settings), quotas=_quotas(settings.quotas)
+        )
         packages = Packages(settings.dataDir / "packages", settings.sandbox.python)
         vault = _vault(settings, store)
         pool = Pool(_pool_settings(settings))
@@ -207,6 +212,15 @@ def _execution_limits(settings: Settings) -> Limits:
         keys_max=limits.keysMax,
         depth_max=limits.depthMax,
     )
+
+
+def _quotas(section: QuotaSection) -> Quotas:
+    return Quotas(_quota(section), {name: _quota(one) for name, one in section.tenants.items()})
+
+
+def _quota(section: TenantQuota) -> Quota:
+    spend = section.spendPerMonth
+    return Quota(section.executionsPerDay or None, nanos(spend) if spend else None)
 
 
 def _pool_settings(settings: Settings) -> PoolSettings:

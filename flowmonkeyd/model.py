@@ -15,6 +15,7 @@ __all__ = [
     "DEFAULT_TENANT",
     "NO_VALUE",
     "CancelSource",
+    "Charge",
     "ChildRequest",
     "Execution",
     "ExecutionStatus",
@@ -245,6 +246,14 @@ class ChildRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Charge:
+    """What one attempt costs, in nano-dollars, by which tier."""
+
+    tier: str
+    nanos: int
+
+
+@dataclass(frozen=True, slots=True)
 class TaskResult:
     """What an executor says of one attempt.
 
@@ -266,6 +275,7 @@ class TaskResult:
     started_at_ms: int | None = None
     duration_ms: int = 0
     usage: Mapping[str, Any] = field(default_factory=dict)  # peakMemoryBytes, cpuMs
+    charge: Charge | None = None  # None: no handler was reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,3 +369,4 @@ class HistoryEntry:
     worker_id: str
     duration_ms: int
     usage: Mapping[str, Any] = field(default_factory=dict)
+    charge: Charge | None = None

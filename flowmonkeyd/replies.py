@@ -14,7 +14,7 @@ from typing import Any
 
 from flowmonkeyd import jsontext
 from flowmonkeyd.masking import Masks
-from flowmonkeyd.model import NO_VALUE, Outcome, StepError, TaskResult, Wait, WaitKind
+from flowmonkeyd.model import NO_VALUE, Charge, Outcome, StepError, TaskResult, Wait, WaitKind
 from sandbox.model import Denial, Ending, Reply, Traffic
 
 __all__ = ["denial_text", "masked", "result_of"]
@@ -34,15 +34,23 @@ _ERRORS = {
 }
 
 
-def result_of(reply: Reply, now_ms: int) -> TaskResult:
-    """The result a reply amounts to. Pure."""
+def result_of(reply: Reply, now_ms: int, charge: Charge | None = None) -> TaskResult:
+    """The result a reply amounts to; `charge` is what it costs, if a handler was reached. Pure."""
+    if reply.ending is Ending.UNAVAILABLE:
+        charge = None
     usage: dict[str, Any] = {
         "peakMemoryBytes": reply.usage.peak_memory_bytes,
         "cpuMs": reply.usage.cpu_ms,
     }
     if reply.traffic is not None:
         usage["network"] = _network(reply.traffic)
-    made = partial(TaskResult, worker_id="sandbox", duration_ms=reply.usage.wall_ms, usage=usage)
+    made = partial(
+        TaskResult,
+        worker_id="sandbox",
+        duration_ms=reply.usage.wall_ms,
+        usage=usage,
+        charge=charge,
+    )
     if reply.ending is not Ending.RESULT or reply.result is None:
         retryable = reply.ending is not Ending.UNAVAILABLE
         error = StepError(_ERRORS.get(reply.ending, "INVALID_RESULT"), reply.message, retryable)

@@ -14,16 +14,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flowmonkeyd import jsontext
+from flowmonkeyd.billing import Tier, charge_for, nanos
 from flowmonkeyd.clock import Clock
-from flowmonkeyd.config import Settings
 from flowmonkeyd.dispatcher import Finished, Log, OnLogs
 from flowmonkeyd.documents import selectors
 from flowmonkeyd.documents.manifest import parse_manifest
 from flowmonkeyd.engine import Engine
 from flowmonkeyd.masking import LogMask, Masks
-from flowmonkeyd.model import NO_VALUE, Outcome, StepError, Task, TaskResult
+from flowmonkeyd.model import NO_VALUE, Charge, Outcome, StepError, Task, TaskResult
 from flowmonkeyd.packages import Packages
 from flowmonkeyd.replies import denial_text, masked, result_of
+from flowmonkeyd.settings import BillingSection, Settings
 from flowmonkeyd.terms import Terms, terms_of
 from flowmonkeyd.vault import Value, Vault
 from flowmonkeyd.vault.access import Wanted, wanted_of
@@ -53,6 +54,7 @@ class _Package:
     runtime: Any
     terms: Terms
     secrets: Wanted | None
+    charge: Charge  # for each attempt
     # By a step's own time limit: one object for all, which is quicker to compare.
     limits: dict[int | None, Limits] = field(default_factory=dict)
 
@@ -85,6 +87,7 @@ class Stateless:
         self._clock = clock
         self._settings = settings
         self._vault = vault
+        self._tiers = _tiers(settings.billing)
         self._known: OrderedDict[str, _Package] = OrderedDict()
         self.denials = 0
         self.sent_bytes = 0
@@ -134,7 +137,7 @@ class Stateless:
         if reply.traffic is not None:
             self._count(reply.traffic)
             lines.waiting.extend(_denials(reply.traffic, now_ms))
-        result = result_of(reply, now_ms)
+        result = result_of(reply, now_ms, package.charge)
         lines.waiting.extend(_traceback(result, now_ms))
         return Finished(result, lines.waiting)
 
@@ -158,6 +161,7 @@ class Stateless:
             manifest.runtime,
             terms_of(manifest, self._settings),
             wanted_of(manifest),
+            charge_for(self._tiers, manifest.memory_mib, manifest.cpu),
         )
         if len(self._known) > PACKAGES_MAX:
             self._known.popitem(last=False)
@@ -234,6 +238,11 @@ def _call(task: Task, package: _Package, given: Any, context: Mapping[str, Any] 
         reuse=package.terms.reuse,
         preload=package.terms.preload,
     )
+
+
+def _tiers(section: BillingSection) -> tuple[Tier, ...]:
+    named = (("small", section.small), ("medium", section.medium), ("large", section.large))
+    return tuple(Tier(name, one.memory, one.cpu, nanos(one.price)) for name, one in named)
 
 
 def _failed(code: str, message: str, fatal: bool = False) -> Finished:

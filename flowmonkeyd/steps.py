@@ -30,8 +30,9 @@ from flowmonkeyd.model import (
     Wait,
     WaitKind,
 )
+from flowmonkeyd.quotas import Quotas
 from flowmonkeyd.references import BUILTIN_VERSION, References, pin_of, split_ref
-from flowmonkeyd.store import Tx, executions, history, ledger, tasks, waits
+from flowmonkeyd.store import Tx, billing, executions, history, ledger, tasks, waits
 from flowmonkeyd.store.executions import Record
 
 __all__ = ["Steps"]
@@ -43,7 +44,8 @@ DEPTH_MAX = 16
 class Steps:
     """The changes, with what they need: limits, ids, and what names mean."""
 
-    def __init__(self, limits: Limits, ids: Ids, names: References) -> None:
+    def __init__(self, limits: Limits, ids: Ids, names: References, quotas: Quotas) -> None:
+        self.quotas = quotas
         self.limits = limits
         self.ids = ids
         self.names = names
@@ -93,6 +95,7 @@ class Steps:
         if new.id is not None and executions.key_of(tx, new.id) is not None:
             message = f"cannot start: an execution with the id {new.id!r} exists already"
             raise Conflict(message, code="EXECUTION_EXISTS")
+        self.quotas.started(tx, new.tenant_id, parent is not None)
         pins = self.names.pins(tx, flow)
         record = executions.insert(
             tx, execution, (flow_key, digest), pins, change, parent, child_index, new.timeouts
@@ -221,6 +224,9 @@ class Steps:
             result.worker_id,
             result.usage,
         )
+        if result.charge is not None:
+            billing.charge(tx, record.key, decision.execution.step_count, result.charge)
+            self.quotas.spent(tx, record.execution.tenant_id, result.charge.nanos)
 
     def save(
         self,

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flowmonkeyd.config import HandlerSection, SandboxNetwork, Settings
 from flowmonkeyd.documents.manifest import Manifest, Network
 from flowmonkeyd.documents.targets import both
+from flowmonkeyd.settings import HandlerSection, SandboxNetwork, Settings
 from sandbox import Egress, Limits, Policy, Reuse
 
 __all__ = ["Terms", "terms_json", "terms_of"]

@@ -44,6 +44,7 @@ from flowmonkeyd.model import (
     WaitKind,
 )
 from flowmonkeyd.replies import result_of
+from flowmonkeyd.quotas import Quotas
 from flowmonkeyd.store import Store, executions, history, ledger, waits
 from flowmonkeyd.store.executions import Record
 from sandbox import Ending, Reply
@@ -93,7 +94,9 @@ class FlowHarness:
         start_ms: int = 1_700_000_000_000,
         limits: Limits | None = None,
         path: Path | None = None,
+        quotas: Quotas = Quotas(),
     ) -> None:
+        self.quotas = quotas  # read at every start
         self.clock = ManualClock(start_ms)
         self._handlers = dict(handlers or {})
         self._limits = limits or Limits(steps_max=max_steps)
@@ -129,7 +132,8 @@ class FlowHarness:
         self._group = asyncio.TaskGroup()
         await self._group.__aenter__()
         self._group.create_task(self.store.run())
-        self.engine = Engine(self.store, RandomIds(), self._limits, frozenset(self._handlers))
+        local = frozenset(self._handlers)
+        self.engine = Engine(self.store, RandomIds(), self._limits, local, self.quotas)
         await self.engine.recover()
 
     async def _stop(self) -> None:

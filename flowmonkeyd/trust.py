@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from flowmonkeyd.config import AllowSection, Settings
 from flowmonkeyd.documents.archive import MANIFEST, SIGNATURE
 from flowmonkeyd.documents.manifest import Manifest
 from flowmonkeyd.documents.permissions import parts_of, secrets_of
@@ -26,6 +25,7 @@ from flowmonkeyd.documents.signing import (
 from flowmonkeyd.documents.targets import both
 from flowmonkeyd.errors import Invalid, Problem
 from flowmonkeyd.model import Signed
+from flowmonkeyd.settings import AllowSection, Settings
 from flowmonkeyd.store.publishers import KeyRow
 
 __all__ = ["TrustedKey", "check", "known_keys", "not_allowed", "standing"]

@@ -49,6 +49,7 @@ DOORS = {
     # requests.py reads a body into its model, routes.py describes the models in OpenAPI
     "pydantic": (
         "flowmonkeyd/config.py",
+        "flowmonkeyd/settings.py",
         "flowmonkeyd/documents/",
         *(
             f"flowmonkeyd/api/{name}.py"

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from flowmonkeyd import __version__
-from flowmonkeyd.api import catalog, executions, operations, pools, publishers, vault, wire
+from flowmonkeyd.api import billing, catalog, executions, operations, pools, publishers, vault, wire
 from flowmonkeyd.api.requests import Api, answer
 
 __all__ = ["ROUTES", "Route", "openapi"]
@@ -106,6 +106,8 @@ ROUTES: tuple[Route, ...] = (
           wire.Page[publishers.NamespaceShape], PAGE),
     Route("PUT", "/v1/namespaces/{name}", publishers.give_namespace,
           "Hand a namespace over", publishers.GiveBody, publishers.GivenShape),
+    Route("GET", "/v1/billing", billing.show, "What was billed, by group", None,
+          billing.BillingShape, ("tenant", "since", "until", "groupBy")),
     Route("PUT", "/v1/secrets/{name}", vault.put_secret, "Keep a secret", vault.SecretBody,
           vault.SecretShape, ("tenant",)),
     Route("DELETE", "/v1/secrets/{name}", vault.remove_secret, "Forget a secret", None, None,

@@ -39,6 +39,7 @@ from flowmonkeyd.errors import (
     LeaseLost,
     NotFound,
     TooLarge,
+    TooMany,
     Unavailable,
 )
 
@@ -66,6 +67,7 @@ STATUS: tuple[tuple[type[FlowMonkeyError], int], ...] = (
     (NotFound, 404),
     (Conflict, 409),
     (LeaseLost, 409),
+    (TooMany, 429),
     (TooLarge, 413),
     (Unavailable, 503),
 )

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, TypeAdapter
 
 from flowmonkeyd import jsontext
+from flowmonkeyd.billing import amount
 from flowmonkeyd.errors import Problem
 from flowmonkeyd.model import DEFAULT_TENANT, HistoryEntry
 from flowmonkeyd.store.catalog import FlowRow, HandlerRow
@@ -32,6 +33,7 @@ __all__ = [
     "BatchShape",
     "Body",
     "CancelBody",
+    "ChargeShape",
     "CreatedShape",
     "DepthShape",
     "EventBody",
@@ -208,6 +210,13 @@ class HandlerName(Shape):
     version: str
 
 
+class ChargeShape(Shape):
+    """What an attempt has cost, in dollars; null: it never reached the handler."""
+
+    tier: str
+    amount: str
+
+
 class HistoryShape(Shape):
     """A finished attempt; `usage` may have peakMemoryBytes and cpuMs."""
 
@@ -224,7 +233,7 @@ class HistoryShape(Shape):
     queuedMs: int
     workerId: str
     usage: dict[str, Any]
-    billing: None
+    billing: ChargeShape | None
 
 
 class EventShape(Shape):
@@ -398,7 +407,9 @@ def history_json(entry: HistoryEntry) -> dict[str, Any]:
         "queuedMs": entry.queued_ms,
         "workerId": entry.worker_id,
         "usage": entry.usage,
-        "billing": None,
+        "billing": None
+        if entry.charge is None
+        else {"tier": entry.charge.tier, "amount": amount(entry.charge.nanos)},
     }
 
 

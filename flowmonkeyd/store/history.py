@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowmonkeyd import jsontext
-from flowmonkeyd.model import NO_VALUE, HistoryEntry, Outcome, StepError
+from flowmonkeyd.model import NO_VALUE, Charge, HistoryEntry, Outcome, StepError
 from flowmonkeyd.store.store import Tx
 
 __all__ = ["LogRow", "append", "append_logs", "read", "read_logs"]
@@ -84,7 +84,8 @@ def read(conn: sqlite3.Connection, execution: int, after: int, limit: int) -> li
     """Entries of one execution after seq `after`, in order."""
     rows = conn.execute(
         "SELECT seq, step_id, type, version, attempt, outcome, output, error, started_at_ms,"
-        " completed_at_ms, queued_ms, worker, duration_ms, usage FROM history"
+        " completed_at_ms, queued_ms, worker, duration_ms, usage, tier, nanos FROM history"
+        " LEFT JOIN charges USING (execution, seq)"
         " WHERE execution = ? AND seq > ? ORDER BY seq LIMIT ?",
         (execution, after, limit),
     )
@@ -104,6 +105,7 @@ def read(conn: sqlite3.Connection, execution: int, after: int, limit: int) -> li
             worker_id=row[11],
             duration_ms=row[12],
             usage={} if row[13] is None else jsontext.loads(row[13]),
+            charge=None if row[14] is None else Charge(row[14], row[15]),
         )
         for row in rows
     ]

@@ -15,8 +15,8 @@ import pytest
 from flowctl.client import Client
 from flowctl.main import cli
 from flowmonkeyd.api.routes import ROUTES
-from flowmonkeyd.config import HandlerSection, Settings
 from flowmonkeyd.errors import CODES
+from flowmonkeyd.settings import HandlerSection, Settings
 from flowmonkeyd.store.ledger import TYPES
 
 ROOT = Path(__file__).parents[2]

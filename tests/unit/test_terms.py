@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flowmonkeyd.config import Settings, load
+from flowmonkeyd.config import load
 from flowmonkeyd.documents.manifest import parse_manifest
+from flowmonkeyd.settings import Settings
 from flowmonkeyd.terms import terms_json, terms_of
 from sandbox import Egress, Reuse
 

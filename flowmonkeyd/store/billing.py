@@ -1,0 +1,98 @@
+"""Charges, one for each billed attempt, and what quotas count."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Literal
+
+from flowmonkeyd.model import Charge
+from flowmonkeyd.store.store import Tx
+
+__all__ = ["GROUPS", "Group", "GroupBy", "charge", "count", "grouped", "recount", "used"]
+
+GroupBy = Literal["handler", "flow", "tenant", "day"]
+GROUPS_MAX = 10_000
+
+GROUPS: dict[str, str] = {
+    "handler": "history.type || '@' || history.version",
+    "flow": "flows.id",
+    "tenant": "executions.tenant",
+    "day": "strftime('%Y-%m-%d', charges.at_ms / 1000, 'unixepoch')",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    key: str
+    count: int
+    nanos: int
+
+
+def charge(tx: Tx, execution: int, seq: int, billed: Charge) -> None:
+    """Bill one attempt of the history. A second line for it cannot be written."""
+    tx.execute(
+        "INSERT INTO charges (execution, seq, at_ms, tier, nanos) VALUES (?, ?, ?, ?, ?)",
+        (execution, seq, tx.now_ms, billed.tier, billed.nanos),
+    )
+
+
+def grouped(
+    conn: sqlite3.Connection,
+    by: GroupBy,
+    tenant: str | None,
+    since_ms: int | None,
+    until_ms: int | None,
+) -> list[Group]:
+    """Charges from `since_ms` and before `until_ms`, by group, the dearest first."""
+    rows = conn.execute(
+        f"SELECT {GROUPS[by]}, count(*), sum(charges.nanos) FROM charges"
+        " JOIN executions ON executions.key = charges.execution"
+        " JOIN flows ON flows.key = executions.flow"
+        " JOIN history ON history.execution = charges.execution AND history.seq = charges.seq"
+        " WHERE charges.at_ms >= :since AND charges.at_ms < :until"
+        " AND (:tenant IS NULL OR executions.tenant = :tenant)"
+        " GROUP BY 1 ORDER BY 3 DESC, 1 LIMIT :limit",
+        {
+            "since": since_ms if since_ms is not None else 0,
+            "until": until_ms if until_ms is not None else 2**62,
+            "tenant": tenant,
+            "limit": GROUPS_MAX,
+        },
+    )
+    return [Group(*row) for row in rows]
+
+
+def count(tx: Tx, tenant: str, period: str, executions: int, nanos: int) -> None:
+    """Add to what a tenant has used of a period."""
+    tx.execute(
+        "INSERT INTO quota_use (tenant, period, executions, nanos) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (tenant, period) DO UPDATE SET"
+        " executions = executions + excluded.executions, nanos = nanos + excluded.nanos",
+        (tenant, period, executions, nanos),
+    )
+
+
+def used(tx: Tx, tenant: str, period: str) -> tuple[int, int]:
+    """How many executions, and how much was spent."""
+    row = tx.execute(
+        "SELECT executions, nanos FROM quota_use WHERE tenant = ? AND period = ?",
+        (tenant, period),
+    ).fetchone()
+    return (row[0], row[1]) if row else (0, 0)
+
+
+def recount(tx: Tx, day: str, day_from_ms: int, month: str, month_from_ms: int) -> None:
+    """Count the present day and month from what there is, for the quotas may be new."""
+    tx.execute("DELETE FROM quota_use")
+    tx.execute(
+        "INSERT INTO quota_use SELECT tenant, ?, count(*), 0 FROM executions"
+        " WHERE created_at_ms >= ? GROUP BY tenant",
+        (day, day_from_ms),
+    )
+    tx.execute(
+        "INSERT INTO quota_use SELECT executions.tenant, ?, 0, sum(charges.nanos) FROM charges"
+        " JOIN executions ON executions.key = charges.execution"
+        " WHERE charges.at_ms >= ? GROUP BY executions.tenant",
+        (month, month_from_ms),
+    )

@@ -12,8 +12,6 @@ import errno
 import fcntl
 import os
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import NoReturn
@@ -161,6 +159,8 @@ def data_limit(memory_bytes: int, started_bytes: int) -> int:
 
 
 def _candidates() -> Iterator[str]:
+    import shutil  # neither is for a fork server, which looks for no Node
+
     for name in ("node", "nodejs"):
         if path := shutil.which(name):
             yield path
@@ -171,6 +171,8 @@ def _candidates() -> Iterator[str]:
 
 
 def _checked(program: str) -> str:
+    import subprocess
+
     path = os.path.realpath(program)
     command = [path, *_FLAGS, "-p", "process.version + ' ' + fs.readFileSync('/proc/self/statm')"]
     try:

@@ -250,7 +250,8 @@ def _of_bytes(raw: bytes) -> Iterator[str]:
         text = base64.b64encode(bytes(before) + raw).decode()
         first = -(-before * 8 // 6)
         last = (before + len(raw)) * 8 // 6
-        for one in (text[first:last], *([text] if not before else [])):
+        alone = () if before else (text, text.rstrip("="))
+        for one in (text[first:last], *alone):
             if len(one) >= PIECE_CHARS_MIN:
                 yield one
                 yield one.translate(_URL_SAFE)

@@ -110,28 +110,33 @@ def read_private(path: Path, is_credential: bool = False) -> str:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as exc:
         raise Unavailable(f"cannot read {path}: {exc.strerror}") from None
-    with open(fd, "rb") as file:
-        about = os.fstat(fd)
-        uid, mode = os.geteuid(), stat.S_IMODE(about.st_mode)
-        if not stat.S_ISREG(about.st_mode):
-            raise Unavailable(f"cannot read {path}: it is no file")
-        if about.st_uid != uid and not (is_credential and about.st_uid == 0):
-            raise Unavailable(
-                f"cannot use {path}: it belongs to uid {about.st_uid} and this daemon runs as uid "
-                f"{uid}; run `chown {uid} {path}`"
-            )
-        if mode & (0o007 if is_credential else 0o077):
-            raise Unavailable(
-                f"cannot use {path}: others may read it (mode {mode:04o}); run `chmod 600 {path}`, "
-                "and take another one if somebody may have read it"
-            )
-        text = file.read(FILE_BYTES_MAX + 1)
+    try:
+        _only_ours(path, os.fstat(fd), is_credential)
+        text = os.read(fd, FILE_BYTES_MAX + 1)
+    finally:
+        os.close(fd)
     try:
         if len(text) <= FILE_BYTES_MAX:
             return text.decode("ascii")
     except UnicodeDecodeError:
         pass
     raise Unavailable(f"cannot use {path}: it is no short text")
+
+
+def _only_ours(path: Path, about: os.stat_result, is_credential: bool) -> None:
+    uid, mode = os.geteuid(), stat.S_IMODE(about.st_mode)
+    if not stat.S_ISREG(about.st_mode):
+        raise Unavailable(f"cannot read {path}: it is no file")
+    if about.st_uid != uid and not (is_credential and about.st_uid == 0):
+        raise Unavailable(
+            f"cannot use {path}: it belongs to uid {about.st_uid} and this daemon runs as uid "
+            f"{uid}; run `chown {uid} {path}`"
+        )
+    if mode & (0o007 if is_credential else 0o077):
+        raise Unavailable(
+            f"cannot use {path}: others may read it (mode {mode:04o}); run `chmod 600 {path}`, "
+            "and take another one if somebody may have read it"
+        )
 
 
 def _credential(environ: MutableMapping[str, str]) -> Path | None:

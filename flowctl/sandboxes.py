@@ -210,7 +210,7 @@ def _counts(counts: Any) -> str | None:
 
 def _terms_in_words(terms: Mapping[str, Any]) -> list[tuple[str, Any]]:
     share = terms["cpuShare"]
-    core = "one core" if share == 1 else f"{share:g} of a core"
+    core = "one core" if share == 1 else f"{share:g} {'cores' if share > 1 else 'of a core'}"
     temp = f" ({_size(terms['tempBytes'])})" if terms["tempBytes"] else ""
     reuse = terms["reuse"]
     process = "a new one for each execution, used once"
@@ -223,7 +223,7 @@ def _terms_in_words(terms: Mapping[str, Any]) -> list[tuple[str, Any]]:
         process += "; the handler may be imported before it is called"
     return [
         ("wall time", f"{duration(terms['wallMs'])}, then all it started is killed (TIMEOUT)"),
-        ("CPU", f"{core}, {duration(terms['wallMs'] + 1000)} of CPU time (CPU_LIMIT)"),
+        ("CPU", f"{core}, {duration(terms['cpuMs'])} of CPU time (CPU_LIMIT)"),
         ("memory", f"{_size(terms['memoryBytes'])} beyond the interpreter (MEMORY_LIMIT)"),
         ("threads", f"{terms['threads']}, no other program"),
         ("files", f"{_FILES[terms['filesystem']]}{temp}; {terms['openFiles']} open at a time"),

@@ -61,6 +61,7 @@ def terms_json(manifest: Manifest, settings: Settings) -> dict[str, Any]:
         "runtime": manifest.runtime,
         "wallMs": limits.wall_ms,
         "cpuShare": limits.cpu_share,
+        "cpuMs": limits.cpu_time_ms,
         "memoryBytes": limits.memory_bytes,
         "threads": limits.threads,
         "openFiles": limits.open_files,

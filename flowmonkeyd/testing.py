@@ -43,8 +43,8 @@ from flowmonkeyd.model import (
     Timeouts,
     WaitKind,
 )
-from flowmonkeyd.replies import result_of
 from flowmonkeyd.quotas import Quotas
+from flowmonkeyd.replies import result_of
 from flowmonkeyd.store import Store, executions, history, ledger, waits
 from flowmonkeyd.store.executions import Record
 from sandbox import Ending, Reply

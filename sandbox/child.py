@@ -57,6 +57,7 @@ class Fitting(NamedTuple):
     open_files: int
     threads: int
     temp_bytes: int
+    cores: int
     entrypoint: str
     preload: bool
     reuse: bool

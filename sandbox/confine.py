@@ -63,6 +63,7 @@ class Plan:
     required: frozenset[str]
     host_uid: int  # 0: keep the caller's id, which is not root
     cpu: int
+    cpus: tuple[int, ...] = ()  # all that may be used here
     ports: tuple[int, ...] = ()  # the gateway's
     filters: dict[str, bytes] = field(default_factory=dict)  # profile: its seccomp program
     node_files: list[str] = field(default_factory=list)  # what Node needs; empty: there is none
@@ -75,6 +76,11 @@ class Plan:
     gateway_ns: int = -1
     rulesets: dict[str, int] = field(default_factory=dict)  # profile: Landlock's
     profile: str = "python"
+
+    def cpus_for(self, cores: int) -> set[int]:
+        """This slot's CPU and those after it, as many as there are."""
+        at = self.cpus.index(self.cpu)
+        return set((self.cpus[at:] + self.cpus[:at])[:cores])
 
     def has(self, layer: str) -> bool:
         """Whether this layer is asked for and could be set up so far."""

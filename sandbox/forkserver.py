@@ -468,7 +468,7 @@ class ForkServer:
 def _take(number: int, fitting: Fitting | None) -> bytes:
     if fitting is None:
         return b""
-    return TAKE.pack(b"T", number, *fitting[1:6]) + os.fsencode(fitting.package) + b"\0"
+    return TAKE.pack(b"T", number, *fitting[1:7]) + os.fsencode(fitting.package) + b"\0"
 
 
 def _last_words(child: Child) -> tuple[bool, ServerFailed | None]:

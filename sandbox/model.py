@@ -10,6 +10,7 @@ touches a process, a file or the clock.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -42,6 +43,7 @@ __all__ = [
 MIB = 1024 * 1024
 
 # The seed's non-negotiable ceilings for a stateless handler: 60 s and 1 GiB.
+CORES_MAX = 2  # the large tier of the seed; all others have one
 WALL_MAX_MS = 60_000
 MEMORY_MAX_BYTES = 1024 * MIB
 
@@ -57,7 +59,7 @@ ALL_LAYERS: Mapping[str, str] = {
     "private-root": "only the interpreter, its libraries and the handler exist, read-only",
     "proc": "/proc shows its own process and nothing of the system",
     "unprivileged-uid": "its user id on the host is not root",
-    "one-core": "it runs on one CPU at a time",
+    "one-core": "it runs on one CPU at a time, or on the two that it was given",
     "rlimits": "address space, CPU time, threads, descriptors and file size are bounded",
     "capabilities": "it has no privilege and can gain none",
     "no-new-privs": "executing a set-uid program would give nothing",
@@ -91,10 +93,10 @@ class Ending(enum.StrEnum):
 class Limits:
     """Bounds of one execution; ValueError for a value outside the hard limits.
 
-    `cpu_ms` None means the wall limit plus one second (the kernel counts CPU time in whole
-    seconds, so a smaller limit than the wall is rounded up). `memory_bytes` counts what the
-    handler adds to the bare interpreter. `cpu_share` is a share of one core, kept where the host
-    gives control groups; below one core only there. `output_bytes` bounds the encoded result with
+    `cpu_ms` None means the wall limit for each core plus one second (the kernel counts CPU time in
+    whole seconds, so a smaller limit than the wall is rounded up). `memory_bytes` counts what the
+    handler adds to the bare interpreter. `cpu_share` is in cores, kept where the host gives control
+    groups; elsewhere whole cores are. `output_bytes` bounds the encoded result with
     its events and updates; `log_bytes` the kept text of all streams together, each line counted
     with 100 bytes more than it has; `log_rate` the kept lines a second (bursts of as many).
     """
@@ -113,16 +115,26 @@ class Limits:
     def __post_init__(self) -> None:
         _within("wall_ms", self.wall_ms, 1, WALL_MAX_MS)
         if self.cpu_ms is not None:
-            _within("cpu_ms", self.cpu_ms, 1, WALL_MAX_MS + 1000)
+            _within("cpu_ms", self.cpu_ms, 1, CORES_MAX * WALL_MAX_MS + 1000)
         _within("memory_bytes", self.memory_bytes, 16 * MIB, MEMORY_MAX_BYTES)
         _within("output_bytes", self.output_bytes, 1024, 64 * MIB)
         _within("log_bytes", self.log_bytes, 0, 64 * MIB)
         _within("log_rate", self.log_rate, 1, 1_000_000)
-        if not 0.01 <= self.cpu_share <= 1:
-            raise ValueError(f"cannot use cpu_share={self.cpu_share!r}: from 0.01 to 1")
+        if not 0.01 <= self.cpu_share <= CORES_MAX:
+            raise ValueError(f"cannot use cpu_share={self.cpu_share!r}: from 0.01 to {CORES_MAX}")
         _within("temp_bytes", self.temp_bytes, 64 * 1024, 1024 * MIB)
         _within("open_files", self.open_files, 16, 1024)
         _within("threads", self.threads, 1, 512)
+
+    @property
+    def cores(self) -> int:
+        """On how many processors it may run at a time."""
+        return math.ceil(self.cpu_share)
+
+    @property
+    def cpu_time_ms(self) -> int:
+        """How much CPU time it may use."""
+        return self.cpu_ms if self.cpu_ms is not None else self.cores * self.wall_ms + 1000
 
 
 @dataclass(frozen=True, slots=True)

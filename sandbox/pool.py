@@ -134,6 +134,7 @@ class Pool:
             "host_uid": self.settings.host_uid if os.getuid() == 0 else 0,
             "filters": {name: program.hex() for name, program in self._filters.items()},
             "report_refused": self.settings.report_refused,
+            "cpus": cpus,
             "ports": list(self.settings.ports),
             "node": self._node,
             "node_bytes": nodejs.started_bytes(self._node),

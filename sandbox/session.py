@@ -170,7 +170,7 @@ class Session:
                 wait_status=ended.wait_status,
                 over_memory=self._over_memory or self._slot.was_oom_killed(),
                 cpu_ms=ended.cpu_ms,
-                cpu_limit_ms=limits.cpu_ms or limits.wall_ms + 1000,
+                cpu_limit_ms=limits.cpu_time_ms,
                 peak_memory_bytes=ended.peak_memory_bytes,
                 memory_limit_bytes=limits.memory_bytes,
                 full_bytes=nodejs.full_bytes(limits.memory_bytes) if self._is_node else 0,

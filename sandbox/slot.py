@@ -51,7 +51,7 @@ def fitting_of(call: Call) -> Fitting:
     """What a child is given for a call before the call itself."""
     limits = call.limits
     uses = 1 if call.reuse is None else call.reuse.uses
-    cpu_ms = uses * (limits.cpu_ms or limits.wall_ms + 1000)
+    cpu_ms = uses * limits.cpu_time_ms
     temp = limits.temp_bytes if call.policy.filesystem == "temp" else 0
     return Fitting(
         call.package_dir,
@@ -60,6 +60,7 @@ def fitting_of(call: Call) -> Fitting:
         limits.open_files,
         limits.threads,
         temp,
+        limits.cores,
         call.entrypoint,
         call.preload,
         call.reuse is not None,

@@ -66,8 +66,9 @@ SPAWN = struct.Struct("=cIBH")  # b"S", number, index of the profile, heap in Mi
 FORKED = struct.Struct("=cI")  # b"F", number; with channel, stdout, stderr and pidfd
 # b"E", number, wait status, CPU in microseconds, peak in KiB
 ENDED = struct.Struct("=cIiQQ")
-# b"T", number, memory bytes, cpu seconds, open files, threads, temp bytes; the path, a zero byte
-TAKE = struct.Struct("=cIQIIIQ")
+# b"T", number, memory bytes, cpu seconds, open files, threads, temp bytes, cores; the path, a zero
+# byte
+TAKE = struct.Struct("=cIQIIIQB")
 
 _LENGTH = struct.Struct("!I")
 _HEADER_BYTES = 1 + TOKEN_BYTES

@@ -85,6 +85,7 @@ def main(control_fd: int) -> None:
         required=frozenset(start["required"]),
         host_uid=start["host_uid"],
         cpu=start["cpu"],
+        cpus=tuple(start["cpus"]),
         ports=tuple(start["ports"]),
         filters={name: bytes.fromhex(text) for name, text in start["filters"].items()},
         rehearsal=start["warm"],
@@ -284,7 +285,7 @@ class _Server:
     def _put_down(self, package: int, fitting: memoryview) -> None:
         """The same, and a temp, in a child's view."""
         if package >= 0:
-            *_, temp_bytes = TAKE.unpack_from(fitting)
+            *_, temp_bytes, _cores = TAKE.unpack_from(fitting)
             confine.put_down(package, temp_bytes)
 
     def _refuse(self, number: int, exc: OSError) -> None:
@@ -292,10 +293,19 @@ class _Server:
         _tell(self._control, {"refused": number, "reason": exc.strerror, "dead": dead})
 
     def _let_go(
-        self, child: _Child, memory: int, cpu_s: int, files: int, threads: int, temp: int
+        self,
+        child: _Child,
+        memory: int,
+        cpu_s: int,
+        files: int,
+        threads: int,
+        temp: int,
+        cores: int,
     ) -> None:
         """Limit it, and tell it that its package is there."""
         try:
+            if cores > 1 and self._plan.has("one-core"):
+                os.sched_setaffinity(child.pid, self._plan.cpus_for(cores))
             if self._plan.has("rlimits"):
                 self._limit(child, memory, cpu_s, files, threads, temp)
             os.write(child.go, b"!")

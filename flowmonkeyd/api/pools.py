@@ -70,6 +70,7 @@ class TermsShape(Shape):
     runtime: Literal["python", "node"]
     wallMs: int
     cpuShare: float
+    cpuMs: int
     memoryBytes: int
     threads: int
     openFiles: int

@@ -53,6 +53,8 @@ PROBLEMS_MAX = 1000
 DOCUMENT_BYTES_MAX = 256 * 1024
 TARGETS_MAX = 200
 NODE_MEMORY_MIB_MIN = 64
+# More than one core is for the large tier, whose handlers declare more memory than the medium's.
+CORES_MAX, TWO_CORES_FROM_MIB = 2, 513
 HARD_TTL_MS_MAX = 30 * 24 * 3600 * 1000
 
 HANDLER_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*(/[A-Za-z0-9][A-Za-z0-9_.\-]*)?")
@@ -153,7 +155,7 @@ class _Execution(_Model):
         Discriminator(_ttl_kind),
     ] = TTL_MS_DEFAULT
     memory: Annotated[StrictInt, Field(ge=MEMORY_MIB_MIN, le=MEMORY_MIB_MAX)] = 512
-    cpu: Annotated[float, Field(gt=0, le=1, strict=True)] = 1
+    cpu: Annotated[float, Field(gt=0, le=CORES_MAX, strict=True)] = 1
     sandbox: _Sandbox = _Sandbox()
     checkpoint: _Checkpoint | None = None
     pause: _Pause | None = None
@@ -308,7 +310,11 @@ def _check(document: Any) -> Iterator[Problem]:
     else:
         yield from _check_stateless(handler, execution)
     yield from _check_network(_object(execution, "sandbox").get("network"))
-    memory = execution.get("memory")
+    memory, cpu = execution.get("memory", 512), execution.get("cpu")
+    small = not isinstance(memory, int) or memory < TWO_CORES_FROM_MIB
+    if isinstance(cpu, float | int) and 1 < cpu <= CORES_MAX and small:
+        message = f"more than one core needs memory of at least {TWO_CORES_FROM_MIB} MiB"
+        yield Problem("$.execution.cpu", message)
     if runtime == "node" and isinstance(memory, int) and memory < NODE_MEMORY_MIB_MIN:
         yield Problem("$.execution.memory", f"should be at least {NODE_MEMORY_MIB_MIN} for node")
     yield from _check_inputs(document.get("inputs") if isinstance(document, Mapping) else None)

@@ -48,6 +48,7 @@ TERMS = {
     "runtime": "node",
     "wallMs": 30_000,
     "cpuShare": 0.5,
+    "cpuMs": 31_000,
     "memoryBytes": 256 * 1024**2,
     "threads": 64,
     "openFiles": 256,

@@ -17,7 +17,7 @@ from sandbox import Call, Ending, Limits, Policy, Pool, PoolSettings
 from sandbox.child import Fitting
 from sandbox.demand import IDLE_S, Demand
 
-_A, _B = (Fitting(f"/{name}", 1, 1, 1, 1, 0, "h.py:f", False, False) for name in "ab")
+_A, _B = (Fitting(f"/{name}", 1, 1, 1, 1, 0, 1, "h.py:f", False, False) for name in "ab")
 _READS = """
 import os
 def handle(input, ctx):

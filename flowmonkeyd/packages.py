@@ -10,6 +10,7 @@ knows nothing of them. Functions block: call them in a thread.
 from __future__ import annotations
 
 import errno
+import importlib.machinery
 import json
 import os
 import re
@@ -30,6 +31,7 @@ from flowmonkeyd.model import Signed
 __all__ = ["Packages", "Received", "not_yet_run"]
 
 _INCOMING = "incoming-"
+_EXTENSION = re.compile(r"\.(cpython|pypy|graalpy|cp|abi)[-\w]*\.(so|pyd|dylib)$")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 # More than the checker's own limit of CPU time; a busy machine may be slow, not endless.
 _SYNTAX_TIMEOUT_S = 60
@@ -86,7 +88,8 @@ class Packages:
             raise Invalid(f"cannot accept the package: {why}", problems=(Problem("$", why),))
         manifest = parse_manifest(files[MANIFEST])
         signed = judge(manifest, files)
-        _refuse([*_missing(manifest, files), *_compiled(files), *not_yet_run(manifest)])
+        found = (*_missing(manifest, files), *_compiled(files), *_foreign(manifest, files))
+        _refuse([*found, *not_yet_run(manifest)])
         digest = content_digest(files)
         # It is not in the digest, which names the place: what is there is the same however signed.
         files = {name: content for name, content in files.items() if name != SIGNATURE}
@@ -169,6 +172,18 @@ def _kept(manifest: str) -> str:
         return manifest
     del document["package"]["files"]
     return json.dumps(document, ensure_ascii=False)
+
+
+def _foreign(manifest: Manifest, files: Mapping[str, bytes]) -> list[Problem]:
+    """Extension modules that only another Python or machine could load (PEP 3149, PEP 738)."""
+    if manifest.runtime != "python":
+        return []
+    here = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+    return [
+        Problem("$", f"{name!r} is made for another Python or machine; here it is {here[0]}")
+        for name in sorted(files)
+        if _EXTENSION.search(name) and not name.endswith(here[:-1])
+    ][:1]
 
 
 def _missing(manifest: Manifest, files: Mapping[str, bytes]) -> list[Problem]:

@@ -57,7 +57,9 @@ def test_a_tampered_package_is_refused_and_nothing_of_it_is_published(daemon, tm
     done = daemon.flowctl("handler", "publish", str(tampered))
     assert done.returncode == 5
     assert "'handler.py' is not the file that was built: its SHA-256 differs" in done.stderr
-    assert daemon.flowctl("handler", "list", "-o", "json").stdout == '{"items":[],"nextCursor":null}\n'
+    assert (
+        daemon.flowctl("handler", "list", "-o", "json").stdout == '{"items":[],"nextCursor":null}\n'
+    )
     assert list((daemon.data_dir / "packages").iterdir()) == []
 
 

@@ -321,6 +321,16 @@ def _with_manifest(**handler):
         ({**FILES, "handler.py": b"# coding: nope"}, [("handler.py:1", "unknown encoding")]),
         (NESTED, [("handler.py:1", "nested too deeply")]),
         (
+            {
+                **FILES,
+                "np/_x.cpython-39-x86_64-linux-gnu.so": b"",
+                "np/y.abi3.so": b"",
+                "z.so": b"",
+            },
+            [("$", "'np/_x.cpython-39-x86_64-linux-gnu.so' is made for another Python or machine")],
+        ),
+        ({**FILES, "x.cp311-win_amd64.pyd": b""}, [("$", "is made for another Python")]),
+        (
             {**FILES, "__pycache__/handler.cpython-311.pyc": b"x", "lib/B.PYC": b"", "c.pyo": b""},
             [
                 ("__pycache__/handler.cpython-311.pyc", "leave it out"),

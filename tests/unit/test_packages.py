@@ -323,11 +323,11 @@ def _with_manifest(**handler):
         (
             {
                 **FILES,
-                "np/_x.cpython-39-x86_64-linux-gnu.so": b"",
-                "np/y.abi3.so": b"",
+                "n/x.cpython-39-x86_64-linux-gnu.so": b"",
+                "n/y.abi3.so": b"",
                 "z.so": b"",
             },
-            [("$", "'np/_x.cpython-39-x86_64-linux-gnu.so' is made for another Python or machine")],
+            [("$", "'n/x.cpython-39-x86_64-linux-gnu.so' is made for another Python or machine")],
         ),
         ({**FILES, "x.cp311-win_amd64.pyd": b""}, [("$", "is made for another Python")]),
         (

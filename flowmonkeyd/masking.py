@@ -213,8 +213,9 @@ def _forms(value: Value) -> Iterator[str]:
     yield from _written(text)
     if (stripped := text.strip()) != text:
         yield from _written(stripped)
-    yield from _of_bytes(raw)
+    yield from _of_bytes(text.encode())
     if value.is_binary:
+        yield from _of_bytes(raw)
         try:
             yield from (one for one in _written(raw.decode()) if len(one) >= VALUE_CHARS_MIN)
         except UnicodeDecodeError:

@@ -126,7 +126,10 @@ class Hashicorp:
     def _fetch(self, tenant: str, names: Sequence[str]) -> dict[str, Value]:
         from hvac.exceptions import Forbidden, Unauthorized, VaultError
 
-        client = self._idle.pop() if self._idle else self._client()
+        try:
+            client = self._idle.pop()
+        except IndexError:
+            client = self._client()
         try:
             try:
                 found = self._values(client, tenant, names)
@@ -135,13 +138,16 @@ class Hashicorp:
                 found = self._values(client, tenant, names)
         # OSError: all that requests raises
         except (VaultError, OSError) as exc:
-            client.adapter.close()
-            raise self._failed(exc) from None
+            failed = self._failed(exc)
         except BaseException:
             client.adapter.close()
             raise
-        self._idle.append(client)
-        return found
+        else:
+            self._idle.append(client)
+            return found
+        client.adapter.close()
+        # Out here, so that what led to it, with the connection and what came over it, is let go.
+        raise failed
 
     def _values(self, client: Any, tenant: str, names: Sequence[str]) -> dict[str, Value]:
         from hvac.exceptions import InvalidPath

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote
 
 from flowmonkeyd import jsontext
 from flowmonkeyd.vault.provider import VALUE_CHARS_MIN, Value
@@ -62,7 +62,7 @@ class Masks:
                 forms.setdefault(form, name)
         self._forms = forms
         # As they are within JSON text: whether a tree has any is found in its text, at once.
-        self._as_json = [_escaped(form) for form in forms]
+        self._as_json = [jsontext.dumps(form)[1:-1] for form in forms]
         self._by_start: dict[str, list[str]] = {}
         for form in forms:
             self._by_start.setdefault(form[0], []).append(form)
@@ -81,9 +81,11 @@ class Masks:
             text = jsontext.dumps(value)
         except ValueError:  # a lone surrogate, say: somebody else's to refuse
             return self._walked(value)
-        if len(text) < MAYBE_CUT_CHARS and not any(form in text for form in self._as_json):
-            return value
-        return self._walked(value)
+        if any(form in text for form in self._as_json):
+            return self._walked(value)
+        if len(text) >= MAYBE_CUT_CHARS and _longest_text(value) >= MAYBE_CUT_CHARS:
+            return self._walked(value)
+        return value
 
     def ends_within(self, text: str) -> str | None:
         """The longest end of a text that a value may begin with; what follows has to be seen."""
@@ -208,6 +210,17 @@ class LogMask:
         self._held.clear()
 
 
+def _longest_text(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        keys = max((len(key) for key in value if isinstance(key, str)), default=0)
+        return max(keys, max(map(_longest_text, value.values()), default=0))
+    if isinstance(value, list | tuple):
+        return max(map(_longest_text, value), default=0)
+    return 0
+
+
 def _forms(value: Value) -> Iterator[str]:
     text, raw = value.text, value.raw
     yield from _written(text)
@@ -231,16 +244,24 @@ def _forms(value: Value) -> Iterator[str]:
 def _written(text: str) -> Iterator[str]:
     """As it is, and as JSON, JSON in JSON, Python and URLs write it."""
     yield text
-    if text.isascii() and text.isalnum():
-        return
-    yield _escaped(text)
-    yield json.dumps(text)[1:-1]
-    yield _escaped(_escaped(text))
-    yield repr(text)[1:-1]
-    data = text.encode(errors="replace")
-    for url in (quote(data, safe=""), quote(data), quote_plus(data), quote(data, safe="!'()*")):
-        yield url
-        yield _lower_escapes(url)
+    if not _PLAIN.issuperset(text):
+        yield (escaped := _escaped(text))
+        yield json.dumps(text)[1:-1]
+        yield _escaped(escaped)
+        yield repr(text)[1:-1]
+    if not (text.isascii() and text.isalnum()):
+        url = quote(text.encode(errors="replace"), safe="")
+        component = url
+        for sign in "!'()*":  # as encodeURIComponent leaves them
+            component = component.replace(f"%{ord(sign):02X}", sign)
+        # With slashes as they are in a path, and with spaces as in a form.
+        for one in {url, url.replace("%2F", "/"), url.replace("%20", "+"), component}:
+            yield one
+            yield _lower_escapes(one)
+
+
+# What JSON and Python write as it is.
+_PLAIN = frozenset(map(chr, range(0x20, 0x7F))) - set("\"'\\")
 
 
 def _of_bytes(raw: bytes) -> Iterator[str]:

@@ -7,7 +7,6 @@ What is shown of a signature is checked again at that moment, against handler.js
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from typing import Annotated, Any, Literal
 
@@ -23,6 +22,7 @@ from flowmonkeyd.api.requests import (
     bounded,
     cursor,
     decode,
+    operators_only,
     page_of,
     peer,
     read_json,
@@ -31,7 +31,7 @@ from flowmonkeyd.documents.archive import MANIFEST
 from flowmonkeyd.documents.manifest import Manifest, parse_manifest
 from flowmonkeyd.documents.permissions import in_words, parts_of
 from flowmonkeyd.documents.signing import KEY_ID, KEY_NAME, parse_public, parse_signature
-from flowmonkeyd.errors import Forbidden, Invalid, NotFound, Problem
+from flowmonkeyd.errors import Invalid, NotFound, Problem
 from flowmonkeyd.model import Signed
 from flowmonkeyd.store import catalog, publishers
 
@@ -181,7 +181,7 @@ def _of_package(api: Api, digest: str, manifest: Manifest) -> tuple[bytes, dict[
 
 async def trust_key(api: Api, request: Request) -> Response:
     """Signatures of a key count as a publisher's: 201 new, 200 unchanged, 409 revoked."""
-    _decides(request, "trust a key")
+    operators_only(request, "trust a key")
     body = decode(_KEY, await read_json(request, api))
     public, name = parse_public(body.key)
     publisher = body.publisher or name
@@ -208,7 +208,7 @@ async def list_keys(api: Api, request: Request) -> Response:
 
 async def revoke_key(api: Api, request: Request) -> Response:
     """Nothing more is published with the key; what was published stays."""
-    _decides(request, "revoke a key")
+    operators_only(request, "revoke a key")
     key_id = request.path_params["id"]
     body = decode(_REVOKE, await read_json(request, api, empty={}))
     key = (await known(api)).get(key_id) if KEY_ID.fullmatch(key_id) else None
@@ -233,23 +233,13 @@ async def list_namespaces(api: Api, request: Request) -> Response:
 
 async def give_namespace(api: Api, request: Request) -> Response:
     """The namespace is the publisher's from now on; null: whoever publishes there next signed."""
-    _decides(request, "hand a namespace over")
+    operators_only(request, "hand a namespace over")
     name = request.path_params["name"]
     if not _NAMESPACE.fullmatch(name):
         raise NotFound(f"no namespace {name[:64]!r}: it is the first part of a type, in lower case")
     body = decode(_GIVE, await read_json(request, api))
     before = await api.engine.give_namespace(name, body.publisher, peer(request))
     return answer({"name": name, "publisher": body.publisher, "before": before})
-
-
-def _decides(request: Request, what: str) -> None:
-    """Whom to trust is not for everybody who may publish: a publisher could trust himself."""
-    uid = getattr(request.state, "uid", None)
-    if uid is None or uid not in (0, os.geteuid()):
-        raise Forbidden(
-            f"cannot {what}: only root and the user who runs the daemon (uid {os.geteuid()}) may; "
-            "ask them"
-        )
 
 
 async def _shown_key(api: Api, key_id: str) -> dict[str, Any]:

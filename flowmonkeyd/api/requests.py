@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import os
 import re
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing
@@ -27,7 +28,7 @@ from flowmonkeyd.api.feed import Feed
 from flowmonkeyd.clock import Clock, SystemClock
 from flowmonkeyd.documents.problems import problems_of
 from flowmonkeyd.engine import Engine
-from flowmonkeyd.errors import FlowMonkeyError, Invalid, Problem, TooLarge
+from flowmonkeyd.errors import FlowMonkeyError, Forbidden, Invalid, Problem, TooLarge
 from flowmonkeyd.packages import Packages
 from flowmonkeyd.settings import Settings
 from flowmonkeyd.vault import Vault
@@ -46,6 +47,7 @@ __all__ = [
     "instant",
     "known_query",
     "number",
+    "operators_only",
     "page_of",
     "peer",
     "read_body",
@@ -106,6 +108,17 @@ def peer(request: Request) -> str:
     """Who asks, for the audit log: the uid that SO_PEERCRED gives."""
     uid = getattr(request.state, "uid", None)
     return "unknown" if uid is None else f"uid:{uid}"
+
+
+def operators_only(request: Request, what: str) -> None:
+    """For what everybody who may connect must not do: a publisher could trust himself. Raises
+    Forbidden."""
+    uid = getattr(request.state, "uid", None)
+    if uid is None or uid not in (0, os.geteuid()):
+        raise Forbidden(
+            f"cannot {what}: only root and the user who runs the daemon (uid {os.geteuid()}) may; "
+            "ask them"
+        )
 
 
 async def read_body(request: Request, limit: int) -> bytes:

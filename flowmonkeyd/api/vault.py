@@ -15,6 +15,7 @@ from flowmonkeyd.api.requests import (
     bounded,
     cursor,
     decode,
+    operators_only,
     page_of,
     peer,
     read_json,
@@ -93,6 +94,7 @@ async def list_secrets(api: Api, request: Request) -> Response:
 
 async def rotate_key(api: Api, request: Request) -> Response:
     """A new key, and everything sealed anew under it."""
+    operators_only(request, "make a new key")
     key_id, count = await _vault(api).rotate(peer(request))
     return answer({"keyId": key_id, "secrets": count})
 

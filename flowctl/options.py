@@ -27,6 +27,7 @@ __all__ = [
     "given",
     "global_options",
     "json_option",
+    "json_value",
     "limit_option",
     "live_ids",
 ]
@@ -174,7 +175,7 @@ def json_option(*names: str, mapping: bool = False, help: str) -> Callable[..., 
         if value is None or ctx.resilient_parsing:
             return None
         try:
-            parsed = _json_value(value, mapping)
+            parsed = json_value(value, mapping)
         except ValueError as exc:
             raise click.BadParameter(str(exc), ctx, param) from exc
         return NULL if parsed is None else parsed
@@ -191,7 +192,8 @@ def given(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _json_value(value: str, mapping: bool) -> Any:
+def json_value(value: str, mapping: bool) -> Any:
+    """What `json_option` reads; ValueError, in words, for what it cannot."""
     text, place = _json_text(value)
     try:
         parsed = json.loads(text, parse_constant=_no_constant)

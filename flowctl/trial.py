@@ -13,17 +13,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from flowctl.documents import bare_manifest, files_of, pack, refusals
 from flowctl.problems import NotReady, Rejected
+
+if TYPE_CHECKING:
+    from flowmonkeyd.masking import Log, LogMask, Masks
+    from sandbox import Call, Limits, LogLine, OnLog, Policy, PoolSettings, Reply
+    from sandbox.once import Bench
 
 __all__ = [
     "Described",
     "Given",
     "Ran",
+    "Trial",
     "describe",
     "hold_here",
     "probe",
@@ -49,12 +55,14 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How it ended: `result` as JSON, whether that is a failure, and what it took."""
+    """How it ended: `result` as JSON, whether that is a failure, and what it took. `refused` are
+    the system calls that the sandbox refused, as (call, answer, count); None: not counted here."""
 
     result: dict[str, Any]
     is_failure: bool
     duration_ms: int
     usage: Mapping[str, Any]
+    refused: tuple[tuple[str, str, int], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,45 +113,8 @@ def run(
 ) -> Ran:
     """Run the handler in a folder once. Raises Rejected as publishing does, NotReady on a host
     that cannot run it."""
-    from flowmonkeyd.replies import denial_text, result_of
-    from flowmonkeyd.terms import terms_of
-    from sandbox import Call, Ending, LogLine, PoolSettings
-    from sandbox.once import run as run_once
-
-    def on_log(line: LogLine) -> None:
-        on_line(line.stream, line.level, line.message, line.fields)
-
-    with _unpacked(folder) as (place, manifest):
-        settings = _settings(manifest.type, private)
-        granted = terms_of(manifest, settings)
-        call = Call(
-            str(place),
-            manifest.entrypoint,
-            manifest.runtime,
-            input=given.input,
-            has_input=given.has_input,
-            config=given.config,
-            context=given.context,
-            secrets=given.secrets,
-            execution_id="trial",
-            flow_id="trial",
-            step_id="trial",
-            task_id="trial.1.trial",
-            limits=granted.limits,
-            policy=granted.policy,
-        )
-        served = (*settings.sandbox.network.ports, *ports)
-        pool = PoolSettings(slots=1, spares=1, spares_node=1, node=node, ports=served)
-        with _unavailable():
-            reply = run_once(call, pool, on_log)
-    if reply.ending is Ending.UNAVAILABLE:
-        raise NotReady(f"cannot run it here: {reply.message}")
-    for denial in reply.traffic.denials if reply.traffic else ():
-        on_line("log", "warning", denial_text(denial), {})
-    result = result_of(reply, time.time_ns() // 1_000_000)
-    shown = _result_json(result, reply.result or {})
-    failed = result.error is not None
-    return Ran(shown, failed, result.duration_ms, result.usage)
+    with Trial(folder, private, ports, node) as trial:
+        return trial.run(given, on_line)
 
 
 def describe(folder: str) -> Described:
@@ -151,39 +122,213 @@ def describe(folder: str) -> Described:
 
     Raises Rejected if it cannot be loaded, NotReady on a host that cannot run it.
     """
-    from flowctl.vendor import DESCRIBE, imports_library
-    from sandbox import Call, Ending, PoolSettings
-    from sandbox.once import run as run_once
+    from flowctl.vendor import imports_library
 
     if imports_library(dict(files_of(folder))) is None:
         return Described()
-    with _unpacked(folder, to_describe=True) as (place, manifest):
-        entrypoint = DESCRIBE[manifest.runtime]
-        if not (place / entrypoint.partition(":")[0]).exists():
-            return Described()  # only a test of it imports the library
-        call = Call(
-            str(place), entrypoint, manifest.runtime, input={"entrypoint": manifest.entrypoint}
-        )
-        with _unavailable():
-            reply = run_once(call, PoolSettings(slots=1, spares=1, spares_node=1), lambda _: None)
-    if reply.ending is Ending.UNAVAILABLE:
-        raise NotReady(f"cannot run it here: {reply.message}")
-    answer = reply.result or {}
-    if answer.get("outcome") != "success":
-        why = answer.get("error", {}).get("message") or reply.message
-        raise Rejected(f"cannot load {manifest.entrypoint} of {folder}: {why}")
-    return _described(answer.get("output"), folder)
+    with Trial(folder) as trial, _unpacked(folder, to_describe=True) as (place, manifest):
+        return trial.describe(place, manifest)
 
 
 def with_test_values(folder: str, given: Given) -> Given:
     """What is given, on top of the handler's declared test values."""
-    from flowctl.vendor import LIBRARY_PLACES
+    with Trial(folder) as trial, _unpacked(folder, to_describe=True) as (place, manifest):
+        return trial.with_test_values(place, manifest, given)
 
-    own = [data for name, data in files_of(folder) if not name.startswith(LIBRARY_PLACES)]
-    if not any(b"test_value" in data or b"estValue" in data for data in own):
-        return given
+
+class Trial:
+    """A handler's folder, run as often as wanted: each time as it is by then, in a new process.
+
+    Between runs one process waits, which makes the others; nothing is left after the end.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        private: Sequence[str] = (),
+        ports: Sequence[int] = (),
+        node: str | None = None,
+        timeout_ms: int | None = None,
+    ) -> None:
+        """`timeout_ms` stands for the manifest's; `private`, `ports` as for `sandbox run`."""
+        self.folder = folder
+        self._private, self._ports, self._node = private, ports, node
+        self._timeout_ms = timeout_ms
+        self._bench: Bench | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill everything and wait until it is gone; a later run starts it again."""
+        if self._bench is not None:
+            self._bench.close()
+            self._bench = None
+
+    def run(self, given: Given, on_line: OnLine, test_values: bool = False) -> Ran:
+        """Run it once, with its declared test values where nothing is given if that is asked for.
+
+        Raises Rejected as publishing does, NotReady on a host that cannot run it.
+        """
+        self._ready()  # its process starts while this one imports what judges the folder
+        from flowmonkeyd.replies import denial_text, masked, result_of
+        from flowmonkeyd.terms import terms_of
+
+        with _unpacked(self.folder) as (place, manifest):
+            granted = terms_of(manifest, _settings(manifest.type, self._private))
+            if test_values:
+                given = self.with_test_values(place, manifest, given)
+            limits = granted.limits
+            if self._timeout_ms is not None:
+                limits = replace(limits, wall_ms=self._timeout_ms, cpu_ms=None)
+            call = _call(place, manifest, given, limits, granted.policy)
+            lines = _Lines(given.secrets, on_line)
+            reply = self._asked(call, lines.add)
+        lines.end()
+        if lines.masks is not None:
+            reply = masked(reply, lines.masks)
+        for denial in reply.traffic.denials if reply.traffic else ():
+            on_line("log", "warning", denial_text(denial), {})
+        result = result_of(reply, time.time_ns() // 1_000_000)
+        shown = _result_json(result, reply.result or {})
+        failed = result.error is not None
+        refused = None
+        if reply.refused is not None:
+            refused = tuple((one.call, one.answer, one.count) for one in reply.refused)
+        return Ran(shown, failed, result.duration_ms, result.usage, refused)
+
+    def describe(self, place: Path, manifest: Any) -> Described:
+        """What the class in an unpacked package declares. Raises as `describe`."""
+        from flowctl.vendor import DESCRIBE
+        from sandbox import Call
+
+        entrypoint = DESCRIBE[manifest.runtime]
+        if not (place / entrypoint.partition(":")[0]).exists():
+            return Described()  # only a test of it imports the library
+        asked = {"entrypoint": manifest.entrypoint}
+        call = Call(str(place), entrypoint, manifest.runtime, input=asked)
+        reply = self._asked(call, lambda _line: None)
+        answer = reply.result or {}
+        if answer.get("outcome") != "success":
+            why = answer.get("error", {}).get("message") or reply.message
+            raise Rejected(f"cannot load {manifest.entrypoint} of {self.folder}: {why}")
+        return _described(answer.get("output"), self.folder)
+
+    def with_test_values(self, place: Path, manifest: Any, given: Given) -> Given:
+        """What is given, on top of what the class in an unpacked package declares for tests."""
+        from flowctl.vendor import LIBRARY_PLACES
+
+        own = (data for name, data in files_of(self.folder) if not name.startswith(LIBRARY_PLACES))
+        if not any(b"test_value" in data or b"estValue" in data for data in own):
+            return given
+        return _on_top(self.describe(place, manifest).test_values, given)
+
+    def _ready(self) -> Bench:
+        """The bench for what the folder holds now."""
+        settings = _pool_settings(self.folder, self._ports, self._node)
+        if self._bench is not None and self._bench.settings != settings:
+            self._bench.close()
+            self._bench = None
+        if self._bench is None:
+            from sandbox.once import Bench
+
+            bench = Bench(settings)
+            self._bench = bench
+            with _unavailable():
+                bench.start()
+        return self._bench
+
+    def _asked(self, call: Call, on_log: OnLog) -> Reply:
+        from sandbox import Ending
+
+        with _unavailable():
+            reply = self._ready().run(call, on_log)
+        if reply.ending is Ending.UNAVAILABLE:
+            raise NotReady(f"cannot run it here: {reply.message}")
+        return reply
+
+
+class _Lines:
+    """Log lines on their way out, without the secrets that the handler was given."""
+
+    def __init__(self, secrets: Mapping[str, str], on_line: OnLine) -> None:
+        self.masks: Masks | None = None
+        self._mask: LogMask | None = None
+        self._on_line = on_line
+        if secrets:
+            from flowmonkeyd.masking import LogMask, Masks
+            from flowmonkeyd.vault import Value
+
+            self.masks = Masks({name: Value(text) for name, text in secrets.items()})
+            self._mask = LogMask(self.masks)
+
+    def add(self, line: LogLine) -> None:
+        row = (line.at_ms, str(line.stream), line.level, line.message, line.fields)
+        if self._mask is None:
+            self._keep(row)
+        else:
+            self._mask.add(row, self._keep)
+
+    def end(self) -> None:
+        if self._mask is not None:
+            self._mask.end(self._keep)
+
+    def _keep(self, line: Log) -> None:
+        _at_ms, stream, level, message, fields = line
+        self._on_line(stream, level, message, fields or {})
+
+
+def _pool_settings(folder: str, ports: Sequence[int], node: str | None) -> PoolSettings:
+    """The smallest pool that runs the folder; what is wrong with the folder is told elsewhere."""
+    from sandbox import PoolSettings
+
+    try:
+        manifest = json.loads(Path(folder, "handler.json").read_bytes())
+        runtime = manifest["handler"]["runtime"]
+        has_network = '"network"' in json.dumps(manifest)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        runtime, has_network = "python", True
+    is_node = runtime == "node"
+    kind = "node" if is_node else "python"
+    return PoolSettings(
+        slots=1,
+        spares=0,
+        spares_node=0,
+        ports=(*PoolSettings().ports, *ports) if has_network else (),
+        node=node if is_node else "",
+        kinds=(kind, f"{kind}+network") if has_network else (kind,),
+        try_layers=False,
+        report_refused=True,
+    )
+
+
+def _call(place: Path, manifest: Any, given: Given, limits: Limits, policy: Policy) -> Call:
+    from sandbox import Call
+
+    return Call(
+        str(place),
+        manifest.entrypoint,
+        manifest.runtime,
+        input=given.input,
+        has_input=given.has_input,
+        config=given.config,
+        context=given.context,
+        secrets=given.secrets,
+        execution_id="trial",
+        flow_id="trial",
+        step_id="trial",
+        task_id="trial.1.trial",
+        limits=limits,
+        policy=policy,
+    )
+
+
+def _on_top(test_values: Sequence[Mapping[str, Any]], given: Given) -> Given:
     tests: dict[str, dict[str, Any]] = {"input": {}, "config": {}, "context": {}, "vault": {}}
-    for one in describe(folder).test_values:
+    for one in test_values:
         value = one["value"] if "value" in one else os.environ.get(one["env"], one["fallback"])
         if one["source"] in tests and (value is not None or "value" in one):
             tests[one["source"]][one["property"]] = value

@@ -2,12 +2,14 @@
 
 For whoever writes handlers; installed with FlowMonkey and never part of a package. Each call is one
 execution under the confinement and the limits that a daemon with default settings gives. There is
-no network but what the manifest asks for, and nothing is mocked.
+no network but what the manifest asks for, and nothing is mocked: on a host without the sandbox a
+test fails and says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import collections
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,8 @@ class Logged:
 @dataclass(frozen=True, slots=True)
 class Tested:
     """How an execution ended: `outcome` is success, failure, wait, or error (it crashed, ran out
-    of a limit, …), `error` is {code, message, retryable, details} or None."""
+    of a limit, …), `error` is {code, message, retryable, details} or None. `refused` are the
+    system calls that the sandbox refused it, by name, with how often."""
 
     outcome: str
     output: Any
@@ -44,6 +47,7 @@ class Tested:
     logs: tuple[Logged, ...]
     duration_ms: int
     peak_memory_bytes: int
+    refused: Mapping[str, int]
 
     @property
     def violations(self) -> list[tuple[str, str]]:
@@ -57,8 +61,17 @@ class Tested:
 HandlerTest = Callable[..., Tested]
 
 
+@pytest.fixture(scope="session")
+def _trials() -> Iterator[dict[Path, Any]]:
+    """One for each folder: what makes its processes starts once, each execution has its own."""
+    found: dict[Path, Any] = {}
+    yield found
+    for trial in found.values():
+        trial.close()
+
+
 @pytest.fixture
-def handler_test(request: pytest.FixtureRequest) -> HandlerTest:
+def handler_test(request: pytest.FixtureRequest, _trials: dict[Path, Any]) -> HandlerTest:
     """`handler_test(input, config=…, context=…, secrets=…, folder=…)` → `Tested`.
 
     The folder is the nearest one above the test that has a handler.json. Left out, the input is
@@ -76,8 +89,9 @@ def handler_test(request: pytest.FixtureRequest) -> HandlerTest:
         test_values: bool = True,
     ) -> Tested:
         from flowctl import trial
+        from flowctl.problems import NotReady, Rejected
 
-        place = Path(folder) if folder is not None else _folder(request.path)
+        place = Path(folder).absolute() if folder is not None else _folder(request.path)
         given = trial.Given(
             None if input is _NONE else input,
             input is not _NONE,
@@ -85,11 +99,14 @@ def handler_test(request: pytest.FixtureRequest) -> HandlerTest:
             context or {},
             secrets or {},
         )
-        if test_values:
-            given = trial.with_test_values(str(place), given)
         lines: list[Logged] = []
-        ran = trial.run(str(place), given, lambda *line: lines.append(Logged(*line)))
-        return _tested(ran.result, lines, ran.duration_ms, ran.usage)
+        if place not in _trials:
+            _trials[place] = trial.Trial(str(place))
+        try:
+            ran = _trials[place].run(given, lambda *line: lines.append(Logged(*line)), test_values)
+        except (NotReady, Rejected) as exc:
+            pytest.fail(f"THE HANDLER WAS NOT RUN: {exc}", pytrace=False)
+        return _tested(ran, lines)
 
     return run
 
@@ -104,9 +121,10 @@ def _folder(test: Path) -> Path:
     )
 
 
-def _tested(
-    result: Mapping[str, Any], lines: list[Logged], duration_ms: int, usage: Mapping[str, Any]
-) -> Tested:
+def _tested(ran: Any, lines: list[Logged]) -> Tested:
+    result, refused = ran.result, collections.Counter[str]()
+    for call, _answer, count in ran.refused or ():
+        refused[call] += count
     return Tested(
         outcome=result["outcome"],
         output=result.get("output"),
@@ -116,6 +134,7 @@ def _tested(
         updates=result.get("updates", {}),
         emitted=tuple((name, data) for name, data in result.get("emitted", ())),
         logs=tuple(lines),
-        duration_ms=duration_ms,
-        peak_memory_bytes=usage.get("peakMemoryBytes", 0),
+        duration_ms=ran.duration_ms,
+        peak_memory_bytes=ran.usage.get("peakMemoryBytes", 0),
+        refused=refused,
     )

@@ -1,28 +1,62 @@
-"""One execution for a program that has no event loop.
+"""Executions for a program that has no event loop, one after another.
 
-Makes a pool, uses it once, and leaves nothing behind. For people at a terminal; a daemon keeps a
-pool.
+`Bench` is a pool on the caller's thread that runs only while it is asked to, and leaves nothing
+behind. For people at a terminal and for tests; a daemon keeps a pool of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
+from typing import Self
 
 from sandbox.model import Call, OnLog, PoolSettings, Reply
 from sandbox.pool import Pool
 
-__all__ = ["run"]
+__all__ = ["Bench", "run"]
+
+
+class Bench:
+    """A pool without a loop around it. An interrupt (SIGINT) ends what runs, and is raised."""
+
+    def __init__(self, settings: PoolSettings) -> None:
+        self.settings = settings
+        self._pool: Pool | None = None
+        self._runner = asyncio.Runner()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the pool. With `try_layers` false that does not wait for its fork server, which
+        starts while the caller does other things. Raises OSError if it cannot be executed."""
+        self._runner.run(self._start())
+
+    def run(self, call: Call, on_log: OnLog) -> Reply:
+        """Run a call to its end."""
+        assert self._pool is not None, "not started"
+        return self._runner.run(self._pool.run(call, on_log))
+
+    def close(self) -> None:
+        """Kill everything and wait until it is gone."""
+        if self._pool is not None:
+            self._runner.run(self._pool.close())
+            self._pool = None
+        self._runner.close()
+
+    async def _start(self) -> None:
+        self._pool = Pool(self.settings)  # it wants its loop running
+        await self._pool.start()
 
 
 def run(call: Call, settings: PoolSettings, on_log: OnLog) -> Reply:
     """Run a call to its end. Raises OSError if the interpreter cannot be executed."""
-    return asyncio.run(_run(call, settings, on_log))
-
-
-async def _run(call: Call, settings: PoolSettings, on_log: OnLog) -> Reply:
-    pool = Pool(settings)
-    try:
-        await pool.start()
-        return await pool.run(call, on_log)
-    finally:
-        await pool.close()
+    with Bench(settings) as bench:
+        return bench.run(call, on_log)

@@ -71,11 +71,11 @@ OURS_ALLOWED = {
     "sandbox/": "sandbox",
     "images/": "images",
     # A package carries it away: the standard library only.
-    "flowmonkey/testing.py": "flowctl.trial",
+    "flowmonkey/testing.py": "flowctl.problems flowctl.trial",
     "flowmonkey/": "flowmonkey",
     # `sandbox run` is to do with a folder what a daemon would: the same unpacking, terms, reading.
-    "flowctl/trial.py": "flowctl sandbox flowmonkeyd.config flowmonkeyd.packages "
-    "flowmonkeyd.replies flowmonkeyd.terms",
+    "flowctl/trial.py": "flowctl sandbox flowmonkeyd.config flowmonkeyd.masking "
+    "flowmonkeyd.packages flowmonkeyd.replies flowmonkeyd.terms flowmonkeyd.vault",
     # A declaration that a class could not have made is refused before it is published.
     "flowctl/build/": "flowctl flowmonkey.rules flowmonkeyd.documents flowmonkeyd.errors",
     "flowctl/": "flowctl flowmonkeyd.documents flowmonkeyd.errors flowmonkeyd.model",

@@ -31,7 +31,13 @@ export interface Tested<O = any> {
     readonly fields: Readonly<Record<string, any>>;
   }[];
   readonly durationMs: number;
+  readonly cpuMs: number;
   readonly peakMemoryBytes: number;
+  /** The system calls that the sandbox refused; `answer` is EPERM, ENOSYS or killed. Null: this
+   * host does not tell. */
+  readonly refusedCalls:
+    | readonly { readonly call: string; readonly answer: string; readonly count: number }[]
+    | null;
   /** [property, rule] of each violation, if that is how it ended. */
   readonly violations: readonly (readonly [string, string])[];
 }

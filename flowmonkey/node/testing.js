@@ -2,7 +2,8 @@
 // `handlerTest`: a handler's folder, run in the real sandbox; for tests with node:test or any other.
 //
 // Asks `flowctl handler test` (FLOWCTL says where, else PATH), so that nothing is mocked: the same
-// confinement and limits as under a daemon with default settings. Never part of a package.
+// confinement and limits as under a daemon with default settings. Where there is no sandbox it
+// rejects and says so. Never part of a package.
 
 const { execFile } = require('child_process');
 const { existsSync } = require('fs');

@@ -89,7 +89,7 @@ def test_names_that_are_words_of_the_language_make_classes(flowctl, tmp_path, na
 
 
 @pytest.mark.slow
-def test_a_trial_says_all_of_it_as_json_and_fails_with_the_handler(flowctl, folder):
+def test_a_trial_says_all_of_it_as_json_and_fails_with_the_handler(flowctl, folder, tmp_path):
     code = """
 def handle(input, ctx):
     print("out")
@@ -99,7 +99,9 @@ def handle(input, ctx):
 """
     place = str(folder("handler.py:handle", {"handler.py": code}))
     given = {"input": {"n": 1}, "config": {"a": 2}, "context": {"b": 3}, "secrets": {"key": "k"}}
-    options = ["--given", json.dumps(given), "--config", '{"a": 5}', "-o", "json"]
+    (tmp_path / "given.json").write_text(json.dumps(given))
+    file = f"@{tmp_path / 'given.json'}"
+    options = ["--given", file, "--config", '{"a": 5}', "-o", "json"]
     said = json.loads(flowctl("handler", "test", place, *options).stdout)
     assert said["output"] == {"n": 1, "c": {"a": 5}, "x": {"b": 3}, "s": "k"}
     assert (said["updates"], said["emitted"]) == ({"k": [1]}, [["done", {"x": 1}]])
@@ -112,7 +114,8 @@ def handle(input, ctx):
     assert failed.returncode == 1
     assert json.loads(failed.stdout)["error"]["code"] == "HANDLER_ERROR"
     for wrong in ('{"inputs": 1}', '{"config": 1}', '{"secrets": {"a": 1}}', "[]", "nonsense"):
-        done = flowctl("handler", "test", place, "--given", wrong, check=False)
+        (tmp_path / "given.json").write_text(wrong)
+        done = flowctl("handler", "test", place, "--given", file, check=False)
         assert done.returncode == 2, wrong
 
 

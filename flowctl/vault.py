@@ -98,9 +98,8 @@ def rm(session: Session, name: str, tenant: str) -> None:
       flowctl secret rm apiKey
     """
     path = f"/v1/secrets/{segment(name)}"
-    session.client().request("DELETE", path, params={"tenant": tenant})
-    gone = {"name": name, "tenantId": tenant, "removed": True}
-    session.output.value(gone, lambda: session.output.line(f"{name}: removed"))
+    answer = session.client().request("DELETE", path, params={"tenant": tenant})
+    session.output.answer(answer, lambda now: session.output.line(f"{now.get('name')}: removed"))
 
 
 @secret.command("rotate-key")
@@ -117,8 +116,7 @@ def rotate_key(session: Session) -> None:
     answer = session.client().request("POST", "/v1/secrets:rotateKey")
 
     def words(now: dict[str, Any]) -> None:
-        count = now.get("secrets")
-        session.output.line(f"{count} secrets are sealed under the new key {now.get('keyId')}")
+        session.output.line(f"sealed under the new key {now.get('keyId')}: {now.get('secrets')}")
         session.output.note("keep a copy of the new key, and the old one as long as old backups")
 
     session.output.answer(answer, words)

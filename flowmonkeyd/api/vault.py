@@ -25,6 +25,7 @@ from flowmonkeyd.model import DEFAULT_TENANT
 from flowmonkeyd.vault import NAME, VALUE_BYTES_MAX, Kept, Vault, value_of
 
 __all__ = [
+    "RemovedShape",
     "RotatedShape",
     "SecretBody",
     "SecretShape",
@@ -55,6 +56,11 @@ class SecretShape(wire.Shape):
     updatedAt: str
 
 
+class RemovedShape(wire.Shape):
+    name: str
+    tenantId: str
+
+
 class RotatedShape(wire.Shape):
     keyId: str
     secrets: int
@@ -78,9 +84,9 @@ async def put_secret(api: Api, request: Request) -> Response:
 
 async def remove_secret(api: Api, request: Request) -> Response:
     """Forget a value."""
-    name = request.path_params["name"]
-    await _vault(api).remove(_tenant(request), name, peer(request))
-    return Response(status_code=204)
+    tenant, name = _tenant(request), request.path_params["name"]
+    await _vault(api).remove(tenant, name, peer(request))
+    return answer({"name": name, "tenantId": tenant})
 
 
 async def list_secrets(api: Api, request: Request) -> Response:

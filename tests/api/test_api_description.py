@@ -112,4 +112,9 @@ async def test_every_route_answers_in_the_shape_it_is_described_with(api):
     await check("POST", f"/v1/keys/{key['id']}/revoke", {}, route="/v1/keys/{id}/revoke")
     await check("PUT", "/v1/namespaces/acme", {"publisher": "acme"}, route="/v1/namespaces/{name}")
     assert (await check("GET", "/v1/namespaces")).json["items"]
+    secret = "/v1/secrets/{name}"
+    await check("PUT", "/v1/secrets/key?tenant=a", {"value": "s3cr3t"}, route=secret)
+    assert (await check("GET", "/v1/secrets")).json["items"]
+    await check("POST", "/v1/secrets:rotateKey")
+    await check("DELETE", "/v1/secrets/key?tenant=a", route=secret)
     assert seen == set(MODELS)

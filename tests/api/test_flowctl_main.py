@@ -37,8 +37,9 @@ execution:resume execution:retry event:send event:tail
 handler:publish handler:list handler:show handler:yank handler:deprecate handler:sign
 handler:new handler:test handler:library handler:build
 key:new key:list key:trust key:revoke key:namespaces key:give
+secret:set secret:list secret:rm secret:rotate-key
 sandbox:run sandbox:explain sandbox:probe
-flow execution event handler key sandbox"""
+flow execution event handler key secret sandbox"""
 
 
 def test_commands_are_those_of_the_contract():

@@ -260,9 +260,11 @@ class _Lines:
         self._on_line = on_line
         if secrets:
             from flowmonkeyd.masking import LogMask, Masks
-            from flowmonkeyd.vault import Value
+            from flowmonkeyd.vault import VALUE_CHARS_MIN, Value
 
-            self.masks = Masks({name: Value(text) for name, text in secrets.items()})
+            # a daemon keeps none that are shorter: they are in other texts by chance
+            long = {name: text for name, text in secrets.items() if len(text) >= VALUE_CHARS_MIN}
+            self.masks = Masks({name: Value(text) for name, text in long.items()})
             self._mask = LogMask(self.masks)
 
     def add(self, line: LogLine) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 import click
 import uvloop
 
-from flowmonkeyd import __version__, logs, systemd
+from flowmonkeyd import __version__, logs, shipping, systemd
 from flowmonkeyd.api.feed import Feed
 from flowmonkeyd.api.requests import Api
 from flowmonkeyd.api.server import Server, application
@@ -118,6 +118,8 @@ class Daemon:
                 writer = group.create_task(store.run(), name="writer")
                 released = await engine.recover()
                 await vault.open()
+                if settings.shipped.install:
+                    await shipping.install(engine, packages, settings)
                 working = [
                     group.create_task(dispatcher.run(), name="dispatcher"),
                     group.create_task(timers.run(), name="timers"),

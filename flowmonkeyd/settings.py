@@ -32,6 +32,7 @@ __all__ = [
     "SandboxNetwork",
     "SandboxSection",
     "Settings",
+    "ShippedSection",
     "Shutdown",
     "TenantQuota",
     "TierSection",
@@ -271,6 +272,13 @@ class VaultSection(_Section):
     hashicorp: HashicorpSection = HashicorpSection()
 
 
+class ShippedSection(_Section):
+    """The handlers that come with FlowMonkey."""
+
+    # Publish those that are missing at every start.
+    install: bool = True
+
+
 class LogSection(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "human", "json"] = "auto"
@@ -287,6 +295,7 @@ class Settings(_Section):
     timeouts: TimeoutsSection = TimeoutsSection()
     sandbox: SandboxSection = SandboxSection()
     log: LogSection = LogSection()
+    shipped: ShippedSection = ShippedSection()
     billing: BillingSection = BillingSection()
     quotas: QuotaSection = QuotaSection()
     trust: TrustSection = TrustSection()

@@ -30,7 +30,7 @@ def _commands(group=cli, path=()):
             yield from _commands(command, (*path, name))
 
 
-CONTRACT = """status version completion queue pool run
+CONTRACT = """status version completion queue billing pool run
 flow:apply flow:validate flow:list flow:show flow:graph
 execution:list execution:show execution:history execution:logs execution:watch execution:cancel
 execution:resume execution:retry event:send event:tail

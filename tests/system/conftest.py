@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash.daemon import BARE
+
 BIN = Path(sys.executable).parent
 READY_S = 20.0
 STOP_S = 20.0
@@ -63,7 +65,7 @@ class RunningDaemon:
                     f"--socket={self.socket}",
                     *flags,
                 ],
-                env={**self.env, "NOTIFY_SOCKET": str(place)},
+                env={**self.env, "NOTIFY_SOCKET": str(place), **BARE},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -118,8 +118,7 @@ class Daemon:
                 writer = group.create_task(store.run(), name="writer")
                 released = await engine.recover()
                 await vault.open()
-                if settings.shipped.install:
-                    await shipping.install(engine, packages, settings)
+                await shipping.install(engine, packages, settings)
                 working = [
                     group.create_task(dispatcher.run(), name="dispatcher"),
                     group.create_task(timers.run(), name="timers"),

@@ -61,10 +61,11 @@ def package_of(handler_type: str) -> dict[str, bytes]:
 
 
 async def install(engine: Engine, packages: Packages, settings: Settings) -> list[str]:
-    """Publish what is missing; the types that were published. What is refused is logged."""
+    """Publish what is missing, unless the settings say no; the types that were published. What is
+    refused is logged."""
     published: list[str] = []
     key: PrivateKey | None = None
-    for handler_type in TYPES:
+    for handler_type in TYPES if settings.shipped.install else ():
         files = package_of(handler_type)
         version = json.loads(files[MANIFEST])["handler"]["version"]
         find = functools.partial(catalog.handler_row, handler_type=handler_type, version=version)

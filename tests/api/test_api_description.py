@@ -90,7 +90,7 @@ async def test_every_route_answers_in_the_shape_it_is_described_with(api):
     assert done.json["items"]
     await check("POST", "/v1/events", {"name": "go", "data": {"k": 1}})
     for path in ("/v1/events", "/v1/flows", "/v1/handlers", "/v1/queue", "/v1/pools", "/v1/health",
-                 "/v1/version", "/v1/openapi.json", "/metrics"):  # fmt: skip
+                 "/v1/billing", "/v1/version", "/v1/openapi.json", "/metrics"):  # fmt: skip
         await check("GET", path)
     await check("GET", "/v1/flows/pick", route="/v1/flows/{id}")
     await check("GET", "/v1/flows/pick/1.0.0", route="/v1/flows/{id}/{version}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
 import stat
-import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -75,20 +75,18 @@ class _Answers(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server() -> Iterator[_Server]:
+async def server() -> AsyncIterator[_Server]:
     with _Server() as server:
-        thread = threading.Thread(target=server.serve_forever)  # owned: joined below
-        thread.start()
+        serving = asyncio.get_running_loop().run_in_executor(None, server.serve_forever)
         yield server
-        server.shutdown()
-        thread.join()
+        await asyncio.to_thread(server.shutdown)
+        await serving
 
 
 @pytest.fixture
-async def run(tmp_path, request):
+async def run(tmp_path, server):
     """`run(type, config, input, secrets)`: the reply's result, or its ending."""
-    port = request.getfixturevalue("server").server_port if "server" in request.fixturenames else 0
-    async with Pool(PoolSettings(slots=1, spares=2, ports=(80, 443, port or 81))) as pool:
+    async with Pool(PoolSettings(slots=1, spares=2, ports=(80, 443, server.server_port))) as pool:
 
         async def once(handler_type, config, input=None, secrets=None, has_input=True):
             folder = tmp_path / handler_type

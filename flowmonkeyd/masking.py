@@ -31,8 +31,6 @@ LINES_MAX = 256
 PIECE_CHARS_MIN = 6
 # Who sends texts cuts the longest ones, at 16 KiB; a character may have four bytes.
 MAYBE_CUT_CHARS = 16 * 1024 // 4 - 4
-# Python's find is quick, so is a start; who plants a value of one letter is not worth more.
-STARTS_MAX = 1000
 
 # (at_ms, stream, level, message, fields)
 Log = tuple[int, str, str | None, str, Mapping[str, Any] | None]
@@ -53,20 +51,25 @@ class _Span:
 class Masks:
     """What to look for, for one attempt. It holds values in clear: drop it with the attempt."""
 
-    __slots__ = ("_as_json", "_by_start", "_forms", "_longest")
+    __slots__ = ("_as_json", "_by_pair", "_forms", "_longest", "_starts")
 
     def __init__(self, values: Mapping[str, Value]) -> None:
         forms: dict[str, str] = {}
         for name, value in values.items():
             for form in _forms(value):
                 forms.setdefault(form, name)
+        # Shortest first: a short line need not be searched for what is longer.
+        forms = dict(sorted(forms.items(), key=lambda one: len(one[0])))
         self._forms = forms
         # As they are within JSON text: whether a tree has any is found in its text, at once.
         self._as_json = [jsontext.dumps(form)[1:-1] for form in forms]
-        self._by_start: dict[str, list[str]] = {}
-        for form in forms:
-            self._by_start.setdefault(form[0], []).append(form)
         self._longest = max(map(len, forms), default=0)
+        self._starts = {form[0] for form in forms}
+        # What forms begin with, and what a text may end with that they begin with.
+        self._by_pair: dict[str, list[str]] = {}
+        for form in forms:
+            for start in {form[:2], form[0]}:
+                self._by_pair.setdefault(start, []).append(form)
 
     def text(self, text: str) -> str:
         """The text with a mark for each value."""
@@ -87,19 +90,21 @@ class Masks:
             return self._walked(value)
         return value
 
-    def ends_within(self, text: str) -> str | None:
-        """The longest end of a text that a value may begin with; what follows has to be seen."""
+    def ends_within(self, text: str) -> tuple[str, str] | None:
+        """The longest end of a text that a value may begin with, and that value's name: what
+        follows has to be seen."""
         tail = text[-(self._longest - 1) :] if self._longest > 1 else ""
-        at = len(tail)
-        for start, forms in self._by_start.items():
-            place, tries = tail.find(start), 0
+        at, name = len(tail), ""
+        for start in self._starts:
+            place = tail.find(start)
             while 0 <= place < at:
-                end = tail[place:]
-                if tries == STARTS_MAX or any(form.startswith(end) for form in forms):
-                    at = place
-                    break
-                place, tries = tail.find(start, place + 1), tries + 1
-        return tail[at:] or None
+                # By two characters: a text of one letter again and again would be slow by one.
+                for form in self._by_pair.get(tail[place : place + 2], ()):
+                    if len(form) > len(tail) - place and form.startswith(tail[place:]):
+                        at, name = place, self._forms[form]
+                        break
+                place = tail.find(start, place + 1)
+        return (tail[at:], name) if name else None
 
     def over(self, first: str, second: str) -> tuple[str, str]:
         """Two lines that followed each other, without the values that were cut between them."""
@@ -112,18 +117,17 @@ class Masks:
 
     def without_end(self, text: str) -> str:
         """A last line without the beginning of a value that it ends with."""
-        piece = self.ends_within(text)
-        if piece is None or len(piece) < PIECE_CHARS_MIN:
+        end = self.ends_within(text)
+        if end is None or len(end[0]) < PIECE_CHARS_MIN:
             return text
-        for form in self._by_start[piece[0]]:
-            if form.startswith(piece):
-                return text[: -len(piece)] + mark(self._forms[form])
-        return text
+        return text[: -len(end[0])] + mark(end[1])
 
     def _found(self, text: str) -> list[_Span]:
         """Where values are, in order; what overlaps is one."""
         spans = []
         for form, name in self._forms.items():
+            if len(form) > len(text):
+                break
             place = text.find(form)
             while place >= 0:
                 spans.append(_Span(place, place + len(form), name))
@@ -238,7 +242,9 @@ def _forms(value: Value) -> Iterator[str]:
     if 1 < len(lines) <= LINES_MAX:
         for line in map(str.strip, lines):
             if len(line) >= LINE_CHARS_MIN:
-                yield from _written(line)
+                yield line
+                if not _PLAIN.issuperset(line):
+                    yield _escaped(line)
 
 
 def _written(text: str) -> Iterator[str]:

@@ -47,9 +47,13 @@ class Bench:
     def close(self) -> None:
         """Kill everything and wait until it is gone."""
         if self._pool is not None:
-            self._runner.run(self._pool.close())
+            self._runner.run(self._stop(self._pool))
             self._pool = None
         self._runner.close()
+
+    async def _stop(self, pool: Pool) -> None:
+        await pool.close()
+        await asyncio.sleep(0)  # who waits for a death to close descriptors hears of it
 
     async def _start(self) -> None:
         self._pool = Pool(self.settings)  # it wants its loop running

@@ -33,7 +33,7 @@ _REPLY = struct.Struct("=QqiI")  # struct seccomp_notif_resp: id, value, error, 
 _CALL = struct.Struct("=iI56x")  # struct seccomp_data: number, architecture, …
 _WORDS = struct.Struct("=16I")
 _CODE = struct.Struct("=HBBI")
-_KINDS_MAX = 100  # numbers that stand for nothing are without end
+_KINDS_MAX = 500  # more than there are calls; numbers that stand for none are without end
 _OTHERS = "others"
 
 
@@ -109,9 +109,11 @@ class Watch:
             self._fd = -1
 
     def _on_question(self) -> None:
-        if not any(event & select.POLLIN for _, event in self._poll.poll(0)):
-            asyncio.get_running_loop().remove_reader(self._fd)  # nobody is left to ask
-            return
+        events = self._poll.poll(0)
+        if not any(event & select.POLLIN for _, event in events):
+            if events:  # POLLHUP: nobody is left to ask
+                asyncio.get_running_loop().remove_reader(self._fd)
+            return  # a signal took back the question, which is asked again
         question = bytearray(_QUESTION.size)  # the kernel wants zeros
         try:
             fcntl.ioctl(self._fd, _RECEIVE, question)

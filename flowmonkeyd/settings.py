@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from flowmonkeyd.billing import nanos
-from flowmonkeyd.documents.signing import parse_public
 from flowmonkeyd.documents.targets import wrong_network, wrong_target
 from flowmonkeyd.errors import Invalid
 from flowmonkeyd.vault.elsewhere import wrong_address, wrong_path
@@ -189,6 +188,8 @@ _SAID_NOTHING = HandlerSection()
 
 
 def _public_key(text: str) -> str | None:
+    from flowmonkeyd.documents.signing import parse_public  # brings cryptography: 10 ms
+
     try:
         _, name = parse_public(text)
     except Invalid as exc:

@@ -18,7 +18,7 @@ os.environ["SANDBOX_TEST_SECRET"] = "TEST_MEMORY_SECRET_VALUE"
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def pool():
     """A pool with every layer, shared: no test may leave anything in it."""
-    pool = Pool(PoolSettings(slots=4, idle_ms=600_000))  # attacks ask whether a server died
+    pool = Pool(PoolSettings(slots=4, idle_ms=86_400_000))  # attacks ask whether a server died
     await pool.start()
     yield pool
     await pool.close()

@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import BIN
 
+BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
 ECHO = "def handle(input, ctx): return {'got': input, 'key': ctx.secrets.get('key')}"
 NOSY = """

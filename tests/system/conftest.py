@@ -6,6 +6,7 @@ end with it is waited for on their pidfds.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -141,13 +142,10 @@ def daemon(stopped_daemon: RunningDaemon) -> RunningDaemon:
 def _below(pid: int) -> list[int]:
     """Every descendant of a process."""
     found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*"):
-        try:
-            children = [int(child) for child in (task / "children").read_text().split()]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        for child in children:
-            found += [child, *_below(child)]
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split():
+                found += [int(child), *_below(int(child))]
     return found
 
 

@@ -27,7 +27,8 @@ PLANTED = {
     "token": f'{secrets.token_hex(6)}/"+ä\\%{secrets.token_urlsafe(12)}',
     "pem": PEM,
     "seed": base64.b64encode(secrets.token_bytes(40)).decode(),
-    "pin": str(10**12 + secrets.randbelow(10**12)),
+    # As long as JavaScript keeps it whole: half of it must not stand anywhere by chance.
+    "pin": str(10**15 + secrets.randbelow(8 * 10**15)),
 }
 # What must be found, by the same search: else it searches nothing.
 CONTROL = f"seen-{secrets.token_hex(8)}"

@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-__all__ = ["inventory", "left_since"]
+__all__ = ["inventory", "left_since", "numbers"]
 
 _PATIENCE_S = 5.0
 _TEMP = ("/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue")
@@ -59,20 +59,29 @@ def _processes() -> list[str]:
     """By number and name, and whether it is a zombie: one that slept before and runs now, or the
     other way round, is the same one."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/comm"):
+    for pid in numbers("/proc"):
         with contextlib.suppress(OSError):
-            state = path.with_name("stat").read_text().rpartition(")")[2].split()[0]
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
             zombie = " (zombie)" if state == "Z" else ""
-            found.append(f"{path.parts[2]} {path.read_text().strip()}{zombie}")
+            found.append(f"{pid} {Path(f'/proc/{pid}/comm').read_text().strip()}{zombie}")
     return found
 
 
 def _namespaces() -> set[str]:
     found = set()
-    for path in Path("/proc").glob("[0-9]*/task/*/ns/*"):
-        with contextlib.suppress(OSError):
-            found.add(os.readlink(path))
+    for pid in numbers("/proc"):
+        for thread in numbers(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):
+                folder = f"/proc/{pid}/task/{thread}/ns"
+                found |= {os.readlink(f"{folder}/{name}") for name in os.listdir(folder)}
     return found
+
+
+def numbers(folder: str) -> list[str]:
+    """The processes or threads in there. One that ends between two looks is not left over."""
+    with contextlib.suppress(OSError):
+        return [name for name in os.listdir(folder) if name.isdigit()]
+    return []
 
 
 def _descriptors() -> list[str]:

@@ -12,6 +12,7 @@ import contextlib
 from pathlib import Path
 
 from attacks.attack import SURVIVOR, Attack
+from attacks.inventory import numbers
 from sandbox import Call, Ending, Pool, Reply
 
 __all__ = ["judged", "run_attack", "survivors", "write_package"]
@@ -71,10 +72,11 @@ async def judged(pool: Pool, attack: Attack, call: Call) -> dict[str, object]:
 def survivors(name: str = SURVIVOR) -> list[int]:
     """Processes of the host with the name that survivors give themselves."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/task/*/comm"):
-        with contextlib.suppress(OSError):
-            if path.read_text().strip() == name:
-                found.append(int(path.parts[2]))
+    for pid in numbers("/proc"):
+        for thread in numbers(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/task/{thread}/comm").read_text().strip() == name:
+                    found.append(int(pid))
     return sorted(set(found))
 
 

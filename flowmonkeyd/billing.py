@@ -1,10 +1,17 @@
 """What an execution of a handler costs: pure, and exact in integers.
 
 An amount is a number of nano-dollars (10^-9 $) inside and decimal text outside: no float ever
-holds one. The one rule of what is billed (the seed's "per execution"): every attempt in an
-execution's history whose handler was started, whatever came of it. Attempts that never reached a
-handler are ours, and free: a sandbox that cannot be had, a missing secret, an input that cannot be
-resolved, built-in steps, and what was lost with the daemon or cancelled before it had ended.
+holds one.
+
+Stateless handlers are billed "per execution": every attempt in an execution's history whose handler
+was started, whatever came of it. Attempts that never reached a handler are ours, and free: a
+sandbox that cannot be had, a missing secret, an input that cannot be resolved, built-in steps, and
+what was lost with the daemon or cancelled before it had ended.
+
+Stateful handlers are billed per second of active time, to the nanosecond: from when an instance has
+accepted its task to the commit of its pause, its result or its loss. What nobody saw (between the
+last heartbeat and a crash) is free, and so are pauses, starts, images and warm containers. A job's
+price is rounded up once, whatever number of lines it is billed in.
 """
 
 from __future__ import annotations
@@ -16,7 +23,17 @@ from decimal import Decimal, InvalidOperation
 
 from flowmonkeyd.model import Charge
 
-__all__ = ["NANOS", "Quota", "Tier", "amount", "charge_for", "nanos", "periods"]
+__all__ = [
+    "NANOS",
+    "Quota",
+    "Tier",
+    "amount",
+    "charge_for",
+    "job_nanos",
+    "nanos",
+    "periods",
+    "segment_start_ns",
+]
 
 NANOS = 10**9
 _DIGITS = 9
@@ -47,6 +64,17 @@ def charge_for(tiers: Sequence[Tier], memory_mib: int, cpu: float) -> Charge:
     covering = [t for t in ordered if memory_mib <= t.memory_mib and cpu <= t.cpu]
     tier = covering[0] if covering else ordered[-1]
     return Charge(tier.name, tier.nanos)
+
+
+def job_nanos(active_ns: int, nanos_per_s: int) -> int:
+    """What a job has cost so far that was active for so long: rounded up to a nano-dollar."""
+    return -(-active_ns * nanos_per_s // NANOS)
+
+
+def segment_start_ns(at_ns: int, boot: str, last_boot: str | None, last_ns: int) -> int:
+    """Where a segment begins that is asked for at `at_ns` of `boot`: never before the end of the
+    last one within the same boot, so that no moment is billed twice."""
+    return max(at_ns, last_ns) if boot == last_boot else at_ns
 
 
 def nanos(text: str) -> int:

@@ -153,7 +153,9 @@ def resume(
     )
     decision = Decision(execution, events=[("execution.resumed", step.id, None)])
     sets: dict[str, Any] = {}
-    if data is not NO_VALUE:
+    if wait.kind is WaitKind.PAUSE:
+        pass  # its job is given the data
+    elif data is not NO_VALUE:
         if isinstance(data, Mapping):
             sets.update(data)
         sets[RESUME_KEY] = data
@@ -164,7 +166,7 @@ def resume(
         if isinstance(change, StepError):
             return change
         decision.change = change
-    if wait.kind is WaitKind.RETRY:
+    if wait.kind in (WaitKind.RETRY, WaitKind.PAUSE):
         decision.next_step = step
         return decision
     decision.execution = replace(execution, attempt=0)
@@ -174,7 +176,8 @@ def resume(
 
 
 def park(execution: Execution, step: Step, wait: Wait, now_ms: int) -> Decision:
-    """The attempt goes on elsewhere (in children) and ends later: no history, no step counted."""
+    """The attempt goes on elsewhere (in children) or later (a job's pause) and has not ended: no
+    history, no step counted."""
     decision = Decision(replace(execution, updated_at_ms=now_ms))
     _sleep(decision, step, wait, now_ms)
     return decision

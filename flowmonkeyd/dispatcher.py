@@ -47,14 +47,16 @@ class OnLogs(Protocol):
 
 
 class Executor(Protocol):
-    """Runs one kind of task. Two exist: the sandbox, and in-process handlers in the harness."""
+    """Runs the tasks of one lane: in the sandbox, in containers."""
 
     @property
     def slots(self) -> int:
         """How many tasks it runs at a time."""
 
-    async def run(self, task: Task, on_logs: OnLogs) -> Finished:
-        """Run a task to its end. Cancelling kills whatever runs; it never raises for a handler."""
+    async def run(self, task: Task, on_logs: OnLogs) -> Finished | None:
+        """Run a task to its end. Cancelling kills whatever runs; it never raises for a handler.
+        None: there is nothing to hand over, for the task was given up with a verb of the engine's
+        (a job that has paused)."""
 
 
 _Lease = tuple[int, int]  # task key, lease
@@ -238,6 +240,7 @@ class Dispatcher:
             except FlowMonkeyError as exc:
                 log.warning("cannot keep log lines: %s", exc, extra={"task": task.id})
 
+        finished: Finished | None
         try:
             finished = await lane.executor.run(task, on_logs)
         except Exception:
@@ -247,6 +250,9 @@ class Dispatcher:
         # The commit that applies the result leases the next task for the room this leaves.
         lane.busy.discard(_lease(task))
         self._give_room(lane, 1)
+        if finished is None:
+            self._look(lane)  # no commit follows that would
+            return
         await self._hand_over(task, lane, finished)
 
     async def _hand_over(self, task: Task, lane: _Lane, finished: Finished) -> None:

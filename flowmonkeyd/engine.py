@@ -8,13 +8,15 @@ next is in the tables, and the start after `kill -9` is the ordinary start.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from flowmonkeyd import decide, jsontext
+from flowmonkeyd import decide, jobsteps, jsontext
 from flowmonkeyd.clock import Ids
 from flowmonkeyd.documents.flow import flow_digest, parse_flow
 from flowmonkeyd.errors import Conflict, Invalid, NotFound, Problem, TooMany
+from flowmonkeyd.jobmodel import JobRules
+from flowmonkeyd.jobwork import JobWork
 from flowmonkeyd.model import (
     NO_VALUE,
     CancelSource,
@@ -29,7 +31,7 @@ from flowmonkeyd.publishing import Publishing
 from flowmonkeyd.quotas import Quotas
 from flowmonkeyd.references import References
 from flowmonkeyd.steps import Steps
-from flowmonkeyd.store import Store, Tx, catalog, executions, ledger, tasks, waits
+from flowmonkeyd.store import Store, Tx, catalog, checkpoints, executions, ledger, tasks, waits
 from flowmonkeyd.store.executions import Record
 from flowmonkeyd.work import Work, key_of
 
@@ -64,9 +66,9 @@ class Sent:
     woken: tuple[str, ...]
 
 
-class Engine(Work, Publishing):
-    """All verbs: those of workers, those on handlers, and these. `local_types` are handler types
-    that run in process (the test harness only)."""
+class Engine(Work, JobWork, Publishing):
+    """All verbs: those of workers, those on jobs and on handlers, and these. `local_types` are
+    handler types that run in process (the test harness only)."""
 
     def __init__(
         self,
@@ -75,8 +77,9 @@ class Engine(Work, Publishing):
         limits: Limits = Limits(),
         local_types: frozenset[str] = frozenset(),
         quotas: Quotas = Quotas(),
+        job_rules: JobRules = JobRules(),
     ) -> None:
-        super().__init__(store, Steps(limits, ids, References(local_types), quotas))
+        super().__init__(store, Steps(limits, ids, References(local_types), quotas, job_rules))
 
     # --- flows -----------------------------------------------------------------------------------
 
@@ -202,7 +205,7 @@ class Engine(Work, Publishing):
             if token is not None:
                 waits.use_token(tx, token)
                 ledger.append(tx, key, [("token.used", wait.step_id, {"by": by})])
-            outcome = self._steps.woken(tx, record, wait, data)
+            outcome = self._steps.woken(tx, record, wait, data, "hand")
             if isinstance(outcome, StepError):
                 message = f"cannot resume {record.execution.id}: {outcome.message}"
                 raise Invalid(message, code=outcome.code)
@@ -256,6 +259,7 @@ class Engine(Work, Publishing):
             decision.events = [(n, s, {**(d or {}), "by": by}) for n, s, d in decision.events]
             if record.parent_key is not None:
                 waits.child_again(tx, record.parent_key, key)
+            jobsteps.reopened(tx, replace(record, execution=decision.execution))
             self._steps.save(tx, record, decision)
             return executions.shown(tx, key)
 
@@ -273,7 +277,7 @@ class Engine(Work, Publishing):
                 for wait in page:
                     if decide.event_matches(wait.wait.event_filter, data):
                         record = executions.load(tx, wait.execution)
-                        self._steps.woken_or_failed(tx, record, wait, data)
+                        self._steps.woken_or_failed(tx, record, wait, data, "event")
                         woken.append(record.execution.id)
             return Sent(seq, tuple(woken))
 
@@ -296,8 +300,13 @@ class Engine(Work, Publishing):
                     self._steps.due(tx, wait)
                 else:
                     break
-            more = executions.forget_expired_keys(tx)
-            due = (tasks.next_due_ms(tx), waits.next_due_ms(tx), executions.next_deadline_ms(tx))
+            more = executions.forget_expired_keys(tx) | checkpoints.expire(tx)
+            due = (
+                tasks.next_due_ms(tx),
+                waits.next_due_ms(tx),
+                executions.next_deadline_ms(tx),
+                checkpoints.next_expiry_ms(tx),
+            )
             if more:
                 return tx.now_ms
             return min((at_ms for at_ms in due if at_ms is not None), default=None)

@@ -18,6 +18,7 @@ __all__ = [
     "LeaseLost",
     "NotFound",
     "Problem",
+    "Superseded",
     "TooLarge",
     "TooMany",
     "Unavailable",
@@ -95,6 +96,10 @@ class LeaseLost(FlowMonkeyError):
     kind_code = "LEASE_LOST"
 
 
+class Superseded(LeaseLost):
+    """Another instance has the job; what this one said changed nothing."""
+
+
 CODES: dict[str, str] = {
     "TIMEOUT": "the step ran longer than its time limit and was killed",
     "MEMORY_LIMIT": "the handler used more memory than its limit",
@@ -119,6 +124,10 @@ CODES: dict[str, str] = {
     "CONTEXT_NESTING": "a context value is nested deeper than the limit",
     "CHECKPOINT_MISSED": "a stateful handler did not save its checkpoint in time",
     "CHECKPOINT_TOO_LARGE": "a checkpoint is bigger than its limit",
+    "HEARTBEAT_MISSED": "the container of a stateful handler has given no sign of life",
+    "JOB_LOST": "the container of a stateful handler is gone",
+    "CONTAINERS_UNAVAILABLE": "containers for stateful handlers cannot be run on this host",
+    "IMAGE_UNAVAILABLE": "the image of a stateful handler is missing and cannot be built",
     "LEASE_LOST": "the worker no longer holds the task",
     "CANCELLED": "the execution was cancelled",
     "EXECUTION_TIMEOUT": "the execution took longer than its time limit",

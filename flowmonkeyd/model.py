@@ -22,6 +22,7 @@ __all__ = [
     "Flow",
     "HandlerRef",
     "HistoryEntry",
+    "JobEnd",
     "Lane",
     "Limits",
     "NewExecution",
@@ -101,10 +102,11 @@ class CancelSource(StrEnum):
 
 
 class Lane(StrEnum):
-    """Who runs a task: the engine itself, the sandbox, or (later) a container."""
+    """Who runs a task: the engine itself, the sandbox, or a container (a job)."""
 
     BUILTIN = "builtin"
     SANDBOX = "sandbox"
+    CONTAINER = "container"
 
 
 class WaitKind(StrEnum):
@@ -115,6 +117,7 @@ class WaitKind(StrEnum):
     SIGNAL = "signal"  # until somebody resumes it, or wake_at_ms
     CHILD = "child"  # until a child execution has ended
     RETRY = "retry"  # backoff before the next attempt of the same step
+    PAUSE = "pause"  # a job: until it is resumed, a named event arrives, or wake_at_ms
 
 
 # --- what users write ------------------------------------------------------------------------
@@ -254,6 +257,18 @@ class Charge:
 
 
 @dataclass(frozen=True, slots=True)
+class JobEnd:
+    """Which job (its key) ends with a result. None of these is known of one that no instance had:
+    the instance, the number of its message, when it ended (of CLOCK_BOOTTIME; None: at its last
+    heartbeat)."""
+
+    job: int
+    instance: str | None = None
+    seq: int | None = None
+    at_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TaskResult:
     """What an executor says of one attempt.
 
@@ -276,6 +291,7 @@ class TaskResult:
     duration_ms: int = 0
     usage: Mapping[str, Any] = field(default_factory=dict)  # peakMemoryBytes, cpuMs
     charge: Charge | None = None  # None: no handler was reached
+    job: JobEnd | None = None  # of a stateful handler
 
 
 @dataclass(frozen=True, slots=True)

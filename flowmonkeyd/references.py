@@ -68,7 +68,10 @@ class References:
         version = pins.get(pin_of(ref))
         if version is None and (row := _published(tx, ref)) is not None:
             version = row.version
-        return (Lane.SANDBOX, version) if version else None
+        if version is None:
+            return None
+        is_stateful = catalog.is_stateful(tx, ref.type, version)
+        return Lane.CONTAINER if is_stateful else Lane.SANDBOX, version
 
     def why_missing(self, tx: Tx, ref: HandlerRef) -> str:
         """Why `resolve` finds nothing, for an operator."""

@@ -8,12 +8,13 @@ tree. They never commit, never wait and never tell anybody anything.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
-from flowmonkeyd import builtin, decide
+from flowmonkeyd import builtin, decide, jobsteps
 from flowmonkeyd.clock import Ids
 from flowmonkeyd.context import Context
 from flowmonkeyd.errors import Conflict, Invalid, NotFound
+from flowmonkeyd.jobmodel import JobRules
 from flowmonkeyd.model import (
     NO_VALUE,
     CancelSource,
@@ -44,8 +45,16 @@ DEPTH_MAX = 16
 class Steps:
     """The changes, with what they need: limits, ids, and what names mean."""
 
-    def __init__(self, limits: Limits, ids: Ids, names: References, quotas: Quotas) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        ids: Ids,
+        names: References,
+        quotas: Quotas,
+        job_rules: JobRules = JobRules(),
+    ) -> None:
         self.quotas = quotas
+        self.job_rules = job_rules
         self.limits = limits
         self.ids = ids
         self.names = names
@@ -224,6 +233,16 @@ class Steps:
             result.worker_id,
             result.usage,
         )
+        if task.lane == Lane.CONTAINER:
+            jobsteps.attempted(
+                tx,
+                record,
+                result,
+                decision.attempt_error,
+                decision.execution.attempt > record.execution.attempt,
+                self.job_rules.checkpoint_keep_ms,
+                self.quotas,
+            )
         if result.charge is not None:
             billing.charge(tx, record.key, decision.execution.step_count, result.charge)
             self.quotas.spent(tx, record.execution.tenant_id, result.charge.nanos)
@@ -254,7 +273,7 @@ class Steps:
             self._no_handler(tx, record, step)
             return
         lane, version = found
-        if lane is Lane.SANDBOX and step.handler.type not in self.names.local_types:
+        if lane is not Lane.BUILTIN and step.handler.type not in self.names.local_types:
             pin = pin_of(step.handler)
             if pin not in record.pins:  # published after the execution was made
                 executions.save_pins(tx, record.key, {**record.pins, pin: version})
@@ -291,17 +310,23 @@ class Steps:
         step_id = execution.current_step_id
         assert step_id is not None
         timeout_at_ms = tx.now_ms + record.wait_ms
-        tasks.drop(tx, record.key)
+        # Who paused it knows.
+        tasks.drop(tx, record.key, tell=wait.kind is not WaitKind.PAUSE)
         tenant = execution.tenant_id
         waits.insert(tx, record.key, wait, step_id, tenant, timeout_at_ms, queued_at_ms, children)
-        if wait.kind in (WaitKind.EVENT, WaitKind.SIGNAL):
+        if wait.kind in (WaitKind.EVENT, WaitKind.SIGNAL, WaitKind.PAUSE):
             waits.add_token(tx, self.ids.token(), record.key, step_id, timeout_at_ms)
             ledger.append(tx, record.key, [("token.created", step_id, None)])
 
     # --- the end of a wait, the end of an execution ----------------------------------------------
 
-    def woken(self, tx: Tx, record: Record, wait: waits.WaitRow, data: Any) -> Record | StepError:
+    def woken(
+        self, tx: Tx, record: Record, wait: waits.WaitRow, data: Any, by: jobsteps.By
+    ) -> Record | StepError:
         """A wait is over. A StepError says why the data cannot be taken; then nothing changed."""
+        is_pause = wait.wait.kind is WaitKind.PAUSE
+        if is_pause and (problem := jobsteps.fits(data, self.limits)) is not None:
+            return problem
         flow = self.names.flow(tx, record.flow_key, record.flow_digest)
         decision = decide.resume(
             flow, record.execution, record.context, wait.wait, data, tx.now_ms, self.limits
@@ -309,6 +334,8 @@ class Steps:
         if isinstance(decision, StepError):
             return decision
         self.end_wait(tx, record)
+        if is_pause:
+            jobsteps.resumed(tx, wait, by, data)
         return self.save(tx, record, decision)
 
     def end_wait(self, tx: Tx, record: Record) -> None:
@@ -322,7 +349,7 @@ class Steps:
         """A wait is due: its wake-up or its time-out, whichever was first."""
         if wait.wait.wake_at_ms == wait.due_at_ms:
             record = executions.load(tx, wait.execution)
-            self.woken_or_failed(tx, record, wait, NO_VALUE)
+            self.woken_or_failed(tx, record, wait, NO_VALUE, "time")
         else:
             reason = "the execution waited longer than its limit"
             self.cancelled(tx, wait.execution, CancelSource.TIMEOUT, reason, code="WAIT_TIMEOUT")
@@ -332,9 +359,11 @@ class Steps:
         reason = "the execution took longer than its limit"
         self.cancelled(tx, key, CancelSource.TIMEOUT, reason, code="EXECUTION_TIMEOUT")
 
-    def woken_or_failed(self, tx: Tx, record: Record, wait: waits.WaitRow, data: Any) -> None:
+    def woken_or_failed(
+        self, tx: Tx, record: Record, wait: waits.WaitRow, data: Any, by: jobsteps.By
+    ) -> None:
         """As `woken`; data that breaks a limit fails the execution."""
-        result = self.woken(tx, record, wait, data)
+        result = self.woken(tx, record, wait, data, by)
         if isinstance(result, StepError):
             self.end_wait(tx, record)
             self.failed(tx, self._unparked(tx, record), result)
@@ -346,6 +375,11 @@ class Steps:
 
     def _ended(self, tx: Tx, record: Record) -> None:
         tasks.drop(tx, record.key)
+        move: Literal["cancel", "fail"] = "fail"
+        if record.execution.status is ExecutionStatus.CANCELLED:
+            move = "cancel"
+        keep_ms = self.job_rules.checkpoint_keep_ms
+        jobsteps.orphaned(tx, record, move, keep_ms, self.quotas)
         if record.parent_key is None:
             return
         if waits.child_ended(tx, record.parent_key, record.key) == 0:

@@ -16,17 +16,20 @@ from typing import Any
 from flowmonkeyd import builtin, decide
 from flowmonkeyd.documents import selectors
 from flowmonkeyd.errors import LeaseLost, NotFound
+from flowmonkeyd.jobsteps import visit_of
 from flowmonkeyd.model import NO_VALUE, Lane, Outcome, Step, StepError, Task, TaskResult
 from flowmonkeyd.steps import Steps
-from flowmonkeyd.store import Store, Tx, catalog, executions, history, ledger, tasks
+from flowmonkeyd.store import Store, Tx, catalog, executions, history, jobs, ledger, tasks
 from flowmonkeyd.store.executions import Record
 
-__all__ = ["LEASE_MS", "Work", "key_of"]
+__all__ = ["LEASE_MS", "Work", "key_of", "leased"]
 
 # How long one pass over built-in steps may hold the writer.
 BUILTIN_PASS_MS = 10
 # A lease outlives the longest stateless step (60 s) by enough to save its result.
 LEASE_MS = 120_000
+# A job's ends with its result, its pause, a cancel or the daemon's boot, and never by the clock.
+ENDLESS_MS = 100 * 365 * 24 * 3600 * 1000
 
 
 class Work:
@@ -68,7 +71,8 @@ class Work:
         execution: int | None = None,
     ) -> list[Task]:
         first = (tx.boot << 32) + self._leases + 1
-        rows = tasks.claim(tx, lane, limit, first, LEASE_MS, worker, handler_type, execution)
+        lease_ms = _lease_ms(lane)
+        rows = tasks.claim(tx, lane, limit, first, lease_ms, worker, handler_type, execution)
         self._leases += len(rows)
         return [self._begin(tx, row) for row in rows]
 
@@ -77,7 +81,8 @@ class Work:
         flow = self._steps.names.flow(tx, record.flow_key, record.flow_digest)
         step = flow.steps[row.step_id]
         execution, events = decide.begin(record.execution, step, tx.now_ms)
-        ledger.append(tx, record.key, events)
+        if row.lane != Lane.CONTAINER or not _goes_on(tx, record, step):
+            ledger.append(tx, record.key, events)
         if execution.status is not record.execution.status:
             executions.save(tx, record, execution, None)
         needed = selectors.keys_needed(step.input)
@@ -117,7 +122,7 @@ class Work:
         """Apply the result of a leased task, exactly once. Raises LeaseLost for a stale lease."""
 
         def change(tx: Tx) -> None:
-            row = _leased(tx, key, lease_id)
+            row = leased(tx, key, lease_id)
             if logs:
                 history.append_logs(tx, key, row.step_id, row.attempt, logs)
             record = executions.load(tx, key)
@@ -132,7 +137,7 @@ class Work:
         """Give a task back, to its place in the line or after a delay. Raises LeaseLost."""
 
         def change(tx: Tx) -> None:
-            _leased(tx, key, lease_id)
+            leased(tx, key, lease_id)
             if delay_ms > 0:
                 tasks.delay(tx, key, tx.now_ms + delay_ms)
             else:
@@ -144,8 +149,8 @@ class Work:
         """The worker is alive: its lease starts anew. Raises LeaseLost."""
 
         def change(tx: Tx) -> None:
-            if not tasks.extend(tx, key, lease_id, LEASE_MS):
-                raise _lease_lost(key)
+            row = leased(tx, key, lease_id)
+            tasks.extend(tx, key, lease_id, _lease_ms(row.lane))
 
         await self.store.write(change)
 
@@ -158,7 +163,7 @@ class Work:
         """Keep log lines of a running attempt. Raises LeaseLost."""
 
         def change(tx: Tx) -> None:
-            row = _leased(tx, key, lease_id)
+            row = leased(tx, key, lease_id)
             history.append_logs(tx, key, row.step_id, row.attempt, lines)
 
         await self.store.write(change)
@@ -169,7 +174,7 @@ class Work:
         """An attempt is about to be given these secrets. Raises LeaseLost."""
 
         def change(tx: Tx) -> None:
-            row = _leased(tx, key, lease_id)
+            row = leased(tx, key, lease_id)
             handler = {"type": row.type, "version": row.version}
             data = {"names": names, "handler": handler, "attempt": row.attempt}
             ledger.append(tx, key, [("secret.read", row.step_id, data | {"provider": provider})])
@@ -245,15 +250,24 @@ def key_of(source: Any, execution_id: str) -> int:
     return key
 
 
-def _leased(tx: Tx, key: int, lease_id: int) -> tasks.TaskRow:
+def leased(tx: Tx, key: int, lease_id: int) -> tasks.TaskRow:
+    """The task that this lease holds. Raises LeaseLost."""
     row = tasks.leased(tx, key, lease_id)
     if row is None:
-        raise _lease_lost(key)
+        why = "cancelled, expired or given to another"
+        raise LeaseLost(f"the lease of task {key} is over: {why}")
     return row
 
 
-def _lease_lost(key: int) -> LeaseLost:
-    return LeaseLost(f"the lease of task {key} is over: cancelled, expired or given to another")
+def _lease_ms(lane: str) -> int:
+    return ENDLESS_MS if lane == Lane.CONTAINER else LEASE_MS
+
+
+def _goes_on(tx: Tx, record: Record, step: Step) -> bool:
+    """Whether the attempt has begun already: its job was paused, say."""
+    execution = record.execution
+    job = jobs.of_visit(tx, record.key, step.id, visit_of(execution))
+    return job is not None and job.attempt > 0 and job.step_attempt == execution.attempt
 
 
 def _with_needed(tx: Tx, record: Record, step: Step) -> Record:

@@ -9,7 +9,18 @@ from typing import Literal
 from flowmonkeyd.model import Charge
 from flowmonkeyd.store.store import Tx
 
-__all__ = ["GROUPS", "Group", "GroupBy", "charge", "count", "grouped", "recount", "used"]
+__all__ = [
+    "GROUPS",
+    "Group",
+    "GroupBy",
+    "charge",
+    "charge_job",
+    "charged_to_job",
+    "count",
+    "grouped",
+    "recount",
+    "used",
+]
 
 GroupBy = Literal["handler", "flow", "tenant", "day"]
 GROUPS_MAX = 10_000
@@ -35,6 +46,25 @@ def charge(tx: Tx, execution: int, seq: int, billed: Charge) -> None:
         "INSERT INTO charges (execution, seq, at_ms, tier, nanos) VALUES (?, ?, ?, ?, ?)",
         (execution, seq, tx.now_ms, billed.tier, billed.nanos),
     )
+
+
+def charge_job(
+    tx: Tx, job: int, execution: int, seq: int | None, number: int, billed: Charge
+) -> None:
+    """Bill a job's next line. One that is there already cannot be written again."""
+    tx.execute(
+        "INSERT INTO job_charges (job, number, execution, seq, at_ms, tier, nanos)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (job, number, execution, seq, tx.now_ms, billed.tier, billed.nanos),
+    )
+
+
+def charged_to_job(source: Tx | sqlite3.Connection, job: int) -> tuple[int, int]:
+    """How many lines a job has been billed, and their sum."""
+    row: tuple[int, int] = source.execute(
+        "SELECT count(*), ifnull(sum(nanos), 0) FROM job_charges WHERE job = ?", (job,)
+    ).fetchone()
+    return row
 
 
 def grouped(

@@ -22,6 +22,7 @@ __all__ = [
     "handler_versions",
     "insert_flow",
     "insert_handler",
+    "is_stateful",
     "list_flows",
     "list_handlers",
     "sign_handler",
@@ -115,9 +116,10 @@ def insert_handler(
     tx: Tx, handler_type: str, version: str, digest: str, manifest: str, size_bytes: int
 ) -> HandlerRow:
     row = tx.execute(
-        "INSERT INTO handlers (type, version, digest, manifest, size_bytes, published_at_ms)"
-        f" VALUES (?, ?, ?, ?, ?, ?) RETURNING {_HANDLER}",
-        (handler_type, version, digest, manifest, size_bytes, tx.now_ms),
+        "INSERT INTO handlers (type, version, digest, manifest, size_bytes, published_at_ms,"
+        " stateful) VALUES (?, ?, ?, ?, ?, ?,"
+        f" ifnull(json_extract(?, '$.handler.stateful') = 1, 0)) RETURNING {_HANDLER}",
+        (handler_type, version, digest, manifest, size_bytes, tx.now_ms, manifest),
     ).fetchone()
     return HandlerRow(*row)
 
@@ -127,6 +129,14 @@ def handler_row(source: Source, handler_type: str, version: str) -> HandlerRow |
         f"SELECT {_HANDLER} FROM handlers WHERE type = ? AND version = ?", (handler_type, version)
     ).fetchone()
     return HandlerRow(*row) if row else None
+
+
+def is_stateful(source: Source, handler_type: str, version: str) -> bool:
+    """Whether the steps of this handler version are jobs."""
+    row = source.execute(
+        "SELECT stateful FROM handlers WHERE type = ? AND version = ?", (handler_type, version)
+    ).fetchone()
+    return row is not None and row[0] == 1
 
 
 def handler_versions(source: Source, handler_type: str) -> list[HandlerRow]:

@@ -45,6 +45,16 @@ TYPES: tuple[str, ...] = (
     "secret.removed",
     "secret.read",
     "secret.rotated",
+    "job.claimed",
+    "job.progress",
+    "job.heartbeat",
+    "job.checkpoint",
+    "job.paused",
+    "job.resumed",
+    "job.completed",
+    "job.failed",
+    "job.superseded",
+    "job.cancelled",
 )
 _CODE = {name: code for code, name in enumerate(TYPES, 1)}
 

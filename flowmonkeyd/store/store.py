@@ -49,6 +49,8 @@ class Committed:
     events: bool = False  # the ledger grew
     ended: set[str] = field(default_factory=set)  # executions that ended
     dropped: set[tuple[int, int]] = field(default_factory=set)  # (task key, lease) to kill
+    evicted: set[str] = field(default_factory=set)  # instances whose container is not wanted
+    discarded: set[str] = field(default_factory=set)  # checkpoint files that no row names
     # By lane that was looked at: what this commit leased for who runs it.
     claimed: dict[str, list[Any]] = field(default_factory=dict)
 
@@ -57,6 +59,8 @@ class Committed:
         self.events |= other.events
         self.ended |= other.ended
         self.dropped |= other.dropped
+        self.evicted |= other.evicted
+        self.discarded |= other.discarded
         for lane, tasks in other.claimed.items():
             self.claimed.setdefault(lane, []).extend(tasks)
         if other.due_at_ms is not None:

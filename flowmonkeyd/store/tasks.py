@@ -175,12 +175,12 @@ def delay(tx: Tx, execution: int, due_at_ms: int) -> None:
     tx.hints.due(due_at_ms)
 
 
-def drop(tx: Tx, execution: int) -> None:
+def drop(tx: Tx, execution: int, tell: bool = True) -> None:
     """The task is finished or no longer wanted. A worker that still runs it is told."""
     row = tx.execute(
         "DELETE FROM tasks WHERE execution = ? RETURNING lease_id", (execution,)
     ).fetchone()
-    if row and row[0] is not None:
+    if tell and row and row[0] is not None:
         tx.hints.dropped.add((execution, row[0]))
 
 

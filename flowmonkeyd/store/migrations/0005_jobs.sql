@@ -1,0 +1,214 @@
+-- Stateful handlers: their steps run in containers, a job for each visit of a step.
+
+-- the same tables anew, for a CHECK cannot be changed
+CREATE TEMP TABLE kept_handlers AS SELECT * FROM handlers;
+DROP TABLE handlers;
+CREATE TABLE handlers (
+    key INTEGER PRIMARY KEY,
+    type TEXT NOT NULL,
+    version TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    manifest TEXT NOT NULL,
+    -- 1: its steps are jobs, as the manifest says
+    stateful INTEGER NOT NULL CHECK (stateful IN (0, 1)),
+    size_bytes INTEGER NOT NULL,
+    published_at_ms INTEGER NOT NULL,
+    yanked_at_ms INTEGER,
+    -- who signed the package, and its handler.sig as it came; NULL: it is not signed
+    publisher TEXT,
+    key_id TEXT,
+    signature TEXT,
+    -- what its publisher says against it
+    deprecation TEXT,
+    UNIQUE (type, version)
+) STRICT;
+INSERT INTO handlers
+SELECT key, type, version, digest, manifest,
+       ifnull(json_extract(manifest, '$.handler.stateful') = 1, 0),
+       size_bytes, published_at_ms, yanked_at_ms, publisher, key_id, signature, deprecation
+  FROM kept_handlers;
+DROP TABLE kept_handlers;
+
+CREATE TEMP TABLE kept_tasks AS SELECT * FROM tasks;
+DROP TABLE tasks;
+CREATE TABLE tasks (
+    execution INTEGER PRIMARY KEY REFERENCES executions (key),
+    step_id TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    lane TEXT NOT NULL CHECK (lane IN ('builtin', 'sandbox', 'container')),
+    type TEXT NOT NULL,
+    version TEXT NOT NULL,
+    priority INTEGER NOT NULL CHECK (priority IN (0, 1, 2)),
+    state TEXT NOT NULL CHECK (state IN ('queued', 'leased', 'delayed')),
+    -- queued: the place in the line (time plus a penalty by priority, so nothing starves)
+    rank_ms INTEGER NOT NULL,
+    queued_at_ms INTEGER NOT NULL,
+    -- leased: when the lease ends; delayed: when it may be claimed again
+    due_at_ms INTEGER,
+    lease_id INTEGER,
+    worker TEXT,
+    claimed_at_ms INTEGER,
+    deliveries INTEGER NOT NULL DEFAULT 0,
+    CHECK ((due_at_ms IS NULL) = (state = 'queued')),
+    CHECK ((lease_id IS NOT NULL) = (state = 'leased'))
+) STRICT;
+INSERT INTO tasks SELECT * FROM kept_tasks;
+DROP TABLE kept_tasks;
+UPDATE tasks SET lane = 'container'
+ WHERE (type, version) IN (SELECT type, version FROM handlers WHERE stateful = 1);
+
+CREATE INDEX tasks_ready ON tasks (lane, rank_ms) WHERE state = 'queued';
+
+CREATE INDEX tasks_due ON tasks (due_at_ms) WHERE state <> 'queued';
+
+CREATE TEMP TABLE kept_waits AS SELECT * FROM waits;
+DROP TABLE waits;
+CREATE TABLE waits (
+    execution INTEGER PRIMARY KEY REFERENCES executions (key),
+    kind TEXT NOT NULL CHECK (kind IN ('time', 'event', 'signal', 'child', 'retry', 'pause')),
+    step_id TEXT NOT NULL,
+    reason TEXT,
+    started_at_ms INTEGER NOT NULL,
+    wake_at_ms INTEGER,
+    -- when the execution is cancelled for waiting too long
+    timeout_at_ms INTEGER NOT NULL,
+    -- the earlier of the two
+    due_at_ms INTEGER NOT NULL,
+    event TEXT,
+    filter TEXT,
+    tenant TEXT NOT NULL,
+    -- which children it waits for (keys from `children_first`), and how many have not ended
+    children_first INTEGER,
+    children INTEGER,
+    children_left INTEGER,
+    queued_at_ms INTEGER NOT NULL,
+    -- a job may pause with or without one
+    CHECK ((event IS NOT NULL) = (kind = 'event') OR kind = 'pause'),
+    CHECK ((children_first IS NOT NULL) = (kind = 'child')),
+    CHECK ((children IS NOT NULL) = (kind = 'child')),
+    CHECK ((children_left IS NOT NULL) = (kind = 'child'))
+) STRICT;
+INSERT INTO waits SELECT * FROM kept_waits;
+DROP TABLE kept_waits;
+
+CREATE INDEX waits_due ON waits (due_at_ms);
+
+CREATE INDEX waits_by_event ON waits (event, tenant) WHERE event IS NOT NULL;
+
+CREATE TABLE jobs (
+    key INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    execution INTEGER NOT NULL REFERENCES executions (key),
+    -- steps executed when the step began: the same for all attempts of the step, another when the
+    -- flow comes back to it
+    visit INTEGER NOT NULL,
+    step_id TEXT NOT NULL,
+    type TEXT NOT NULL,
+    version TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN (
+        'queued', 'running', 'paused', 'completed', 'failed', 'cancelled')),
+    step_attempt INTEGER NOT NULL,
+    -- instances so far, and how many were lost in this attempt of the step
+    attempt INTEGER NOT NULL,
+    failures INTEGER NOT NULL,
+    attempts_max INTEGER NOT NULL,
+    -- the container that has it: only that one may write
+    instance TEXT,
+    container TEXT,
+    -- the instance's last applied message
+    seq INTEGER NOT NULL,
+    resources TEXT NOT NULL,
+    nanos_per_s INTEGER NOT NULL CHECK (nanos_per_s >= 0),
+    ttl_default_ms INTEGER NOT NULL,
+    ttl_ms INTEGER NOT NULL,
+    ttl_soft_ms INTEGER NOT NULL,
+    ttl_hard_ms INTEGER NOT NULL,
+    -- active time of earlier attempts of the step
+    active_before_ns INTEGER NOT NULL,
+    checkpoint_bytes_max INTEGER NOT NULL,
+    percent REAL,
+    message TEXT,
+    eta_ms INTEGER,
+    progress_at_ms INTEGER,
+    -- of the last event job.progress
+    progress_told_at_ms INTEGER,
+    heartbeat_at_ms INTEGER,
+    -- how its handler's pause has ended, as JSON, until a checkpoint knows it
+    resume TEXT,
+    resuming INTEGER NOT NULL CHECK (resuming IN (0, 1)),
+    paused_by_hand INTEGER NOT NULL CHECK (paused_by_hand IN (0, 1)),
+    paused_at_ms INTEGER,
+    last_pause_ms INTEGER NOT NULL,
+    paused_ms INTEGER NOT NULL,
+    error TEXT,
+    created_at_ms INTEGER NOT NULL,
+    updated_at_ms INTEGER NOT NULL,
+    started_at_ms INTEGER,
+    finished_at_ms INTEGER,
+    -- when its checkpoints go
+    expires_at_ms INTEGER,
+    UNIQUE (execution, step_id, visit),
+    CHECK ((finished_at_ms IS NOT NULL) = (state IN ('completed', 'failed', 'cancelled'))),
+    CHECK ((paused_at_ms IS NOT NULL) = (state = 'paused')),
+    CHECK (state <> 'running' OR instance IS NOT NULL),
+    CHECK (finished_at_ms IS NULL OR instance IS NULL),
+    CHECK (expires_at_ms IS NULL OR finished_at_ms IS NOT NULL)
+) STRICT;
+
+CREATE UNIQUE INDEX jobs_live ON jobs (execution) WHERE finished_at_ms IS NULL;
+
+CREATE UNIQUE INDEX jobs_by_instance ON jobs (instance) WHERE instance IS NOT NULL;
+
+CREATE INDEX jobs_by_expiry ON jobs (expires_at_ms) WHERE expires_at_ms IS NOT NULL;
+
+CREATE TABLE checkpoints (
+    job INTEGER NOT NULL REFERENCES jobs (key),
+    name TEXT NOT NULL,
+    -- of what is stored
+    size_bytes INTEGER NOT NULL CHECK (size_bytes >= 0),
+    encoding TEXT NOT NULL CHECK (encoding IN ('json', 'bytes')),
+    compression TEXT NOT NULL CHECK (compression IN ('none', 'zlib')),
+    sha256 TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    saved_at_ms INTEGER NOT NULL,
+    data BLOB,
+    -- for large ones: below the folder of checkpoints
+    file TEXT,
+    UNIQUE (job, name),
+    CHECK ((data IS NULL) = (file IS NOT NULL))
+) STRICT;
+
+-- Active time, which is what is billed; between two segments a job is paused, or nowhere.
+CREATE TABLE segments (
+    job INTEGER NOT NULL REFERENCES jobs (key),
+    number INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    -- the machine's boot, within which nanoseconds of CLOCK_BOOTTIME can be compared
+    boot TEXT NOT NULL,
+    started_ns INTEGER NOT NULL,
+    last_ns INTEGER NOT NULL,
+    ended INTEGER NOT NULL CHECK (ended IN (0, 1)),
+    started_at_ms INTEGER NOT NULL,
+    PRIMARY KEY (job, number),
+    CHECK (last_ns >= started_ns)
+) STRICT, WITHOUT ROWID;
+
+CREATE UNIQUE INDEX segments_open ON segments (job) WHERE ended = 0;
+
+-- A line for each attempt of a step that was active: what the job has cost so far, less what is
+-- billed already.
+CREATE TABLE job_charges (
+    job INTEGER NOT NULL REFERENCES jobs (key),
+    number INTEGER NOT NULL,
+    execution INTEGER NOT NULL REFERENCES executions (key),
+    -- of the attempt in the execution's history; NULL: it was cancelled
+    seq INTEGER,
+    at_ms INTEGER NOT NULL,
+    tier TEXT NOT NULL,
+    nanos INTEGER NOT NULL CHECK (nanos >= 0),
+    PRIMARY KEY (job, number)
+) STRICT, WITHOUT ROWID;
+
+CREATE UNIQUE INDEX job_charges_by_attempt ON job_charges (execution, seq) WHERE seq IS NOT NULL;
+
+CREATE INDEX job_charges_by_time ON job_charges (at_ms);

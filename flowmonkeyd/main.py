@@ -33,6 +33,7 @@ from flowmonkeyd.config import ConfigError, Loaded, load, print_config
 from flowmonkeyd.dispatcher import Dispatcher
 from flowmonkeyd.engine import Engine
 from flowmonkeyd.errors import FlowMonkeyError, Unavailable
+from flowmonkeyd.jobmodel import JobRules
 from flowmonkeyd.model import Lane, Limits
 from flowmonkeyd.packages import Packages
 from flowmonkeyd.quotas import Quotas
@@ -53,6 +54,7 @@ log = logging.getLogger("flowmonkeyd")
 EXIT_FAILED = 1
 # Most handlers wait for somebody (HTTP) more than they compute.
 SLOTS_PER_CPU = 4
+DAY_MS = 24 * 3600 * 1000
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h
 
 
@@ -80,9 +82,7 @@ class Daemon:
     async def _serve(self) -> None:
         settings, clock = self._settings, SystemClock()
         store = Store(settings.dataDir / "flowmonkey.db", clock)
-        engine = Engine(
-            store, RandomIds(), _execution_limits(settings), quotas=_quotas(settings.quotas)
-        )
+        engine = _engine(store, settings)
         packages = Packages(settings.dataDir / "packages", settings.sandbox.python)
         vault = _vault(settings, store)
         pool = Pool(_pool_settings(settings))
@@ -202,6 +202,12 @@ def _vault(settings: Settings, store: Store) -> Vault:
 
         return Hashicorp(settings.vault.hashicorp)
     return Local(store, keyring(settings.vault.keyFile, settings.dataDir, os.environ))
+
+
+def _engine(store: Store, settings: Settings) -> Engine:
+    limits, jobs = _execution_limits(settings), settings.jobs
+    rules = JobRules(jobs.backoffMs, jobs.maxBackoffMs, jobs.checkpointDays * DAY_MS)
+    return Engine(store, RandomIds(), limits, quotas=_quotas(settings.quotas), job_rules=rules)
 
 
 def _execution_limits(settings: Settings) -> Limits:

@@ -25,9 +25,11 @@ __all__ = [
     "HandlerSection",
     "HandlersSection",
     "HashicorpSection",
+    "JobsSection",
     "LimitsSection",
     "LogSection",
     "QuotaSection",
+    "RatesSection",
     "SandboxNetwork",
     "SandboxSection",
     "Settings",
@@ -243,12 +245,39 @@ class TierSection(_Section):
     price: _Dollars
 
 
+class RatesSection(_Section):
+    """What a second of a stateful handler's active time costs, by its resources."""
+
+    light: _Dollars = "0.00001"
+    medium: _Dollars = "0.00003"
+    heavy: _Dollars = "0.0001"
+    gpu: _Dollars = "0.0005"
+
+    def of(self, resources: str) -> str:
+        rates = {"light": self.light, "medium": self.medium, "heavy": self.heavy, "gpu": self.gpu}
+        return rates[resources]
+
+
 class BillingSection(_Section):
-    """What an execution of a stateless handler costs, in dollars as text: the seed's prices."""
+    """What an execution of a stateless handler costs, in dollars as text: the seed's prices. Beside
+    it those of stateful ones."""
 
     small: TierSection = TierSection(memory=256, cpu=0.5, price="0.0001")
     medium: TierSection = TierSection(memory=512, cpu=1.0, price="0.0003")
     large: TierSection = TierSection(memory=1024, cpu=2.0, price="0.0008")
+    jobs: RatesSection = RatesSection()
+
+
+class JobsSection(_Section):
+    """How stateful handlers are run."""
+
+    # Containers that may be lost (a crash, an OOM, no heartbeat) before the step fails.
+    maxAttempts: Annotated[_Int, Field(ge=1, le=100)] = 3
+    # The wait after a lost one doubles each time, up to the second.
+    backoffMs: Annotated[_Int, Field(ge=0, le=3_600_000)] = 1000
+    maxBackoffMs: Annotated[_Int, Field(ge=0, le=3_600_000)] = 60_000
+    # So long after a job has ended its checkpoints can be had, and be gone on from by a retry.
+    checkpointDays: Annotated[_Int, Field(ge=0, le=3650)] = 7
 
 
 class TenantQuota(_Section):
@@ -299,6 +328,7 @@ class Settings(_Section):
     shipped: ShippedSection = ShippedSection()
     billing: BillingSection = BillingSection()
     quotas: QuotaSection = QuotaSection()
+    jobs: JobsSection = JobsSection()
     trust: TrustSection = TrustSection()
     vault: VaultSection = VaultSection()
     handlers: HandlersSection = HandlersSection()

@@ -56,6 +56,8 @@ NODE_MEMORY_MIB_MIN = 64
 # More than one core is for the large tier, whose handlers declare more memory than the medium's.
 CORES_MAX, TWO_CORES_FROM_MIB = 2, 513
 HARD_TTL_MS_MAX = 30 * 24 * 3600 * 1000
+# What needs less is a stateless handler.
+STATEFUL_TTL_MS_MIN = 60_000
 
 HANDLER_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*(/[A-Za-z0-9][A-Za-z0-9_.\-]*)?")
 Text = Annotated[StrictStr, Field(min_length=1, max_length=1024)]
@@ -124,7 +126,7 @@ class _Sandbox(_Model):
     env: Literal["isolated"] = "isolated"
 
 
-_Long = Annotated[StrictInt, Field(ge=1000, le=HARD_TTL_MS_MAX)]
+_Long = Annotated[StrictInt, Field(ge=STATEFUL_TTL_MS_MIN, le=HARD_TTL_MS_MAX)]
 
 
 class _Ttl(_Model):

@@ -1,4 +1,4 @@
-"""Charges, one for each billed attempt, and what quotas count."""
+"""Charges, one for each billed attempt, of jobs too; and what quotas count."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ __all__ = [
 GroupBy = Literal["handler", "flow", "tenant", "day"]
 GROUPS_MAX = 10_000
 
-GROUPS: dict[str, str] = {
-    "handler": "history.type || '@' || history.version",
-    "flow": "flows.id",
-    "tenant": "executions.tenant",
-    "day": "strftime('%Y-%m-%d', charges.at_ms / 1000, 'unixepoch')",
+# By what to group, of attempts and of jobs.
+GROUPS: dict[str, tuple[str, str]] = {
+    "handler": ("h.type || '@' || h.version", "j.type || '@' || j.version"),
+    "flow": ("f.id", "f.id"),
+    "tenant": ("e.tenant", "e.tenant"),
+    "day": ("strftime('%Y-%m-%d', c.at_ms / 1000, 'unixepoch')",) * 2,
 }
 
 
@@ -75,13 +76,17 @@ def grouped(
     until_ms: int | None,
 ) -> list[Group]:
     """Charges from `since_ms` and before `until_ms`, by group, the dearest first."""
+    of_attempt, of_job = GROUPS[by]
+    narrowed = (
+        " JOIN executions e ON e.key = c.execution JOIN flows f ON f.key = e.flow"
+        " WHERE c.at_ms >= :since AND c.at_ms < :until"
+        " AND (:tenant IS NULL OR e.tenant = :tenant)"
+    )
     rows = conn.execute(
-        f"SELECT {GROUPS[by]}, count(*), sum(charges.nanos) FROM charges"
-        " JOIN executions ON executions.key = charges.execution"
-        " JOIN flows ON flows.key = executions.flow"
-        " JOIN history ON history.execution = charges.execution AND history.seq = charges.seq"
-        " WHERE charges.at_ms >= :since AND charges.at_ms < :until"
-        " AND (:tenant IS NULL OR executions.tenant = :tenant)"
+        f"SELECT name, count(*), sum(nanos) FROM (SELECT {of_attempt} AS name, c.nanos AS nanos"
+        " FROM charges c JOIN history h ON h.execution = c.execution AND h.seq = c.seq"
+        f"{narrowed} UNION ALL SELECT {of_job}, c.nanos FROM job_charges c"
+        f" JOIN jobs j ON j.key = c.job{narrowed})"
         " GROUP BY 1 ORDER BY 3 DESC, 1 LIMIT :limit",
         {
             "since": since_ms if since_ms is not None else 0,
@@ -121,8 +126,9 @@ def recount(tx: Tx, day: str, day_from_ms: int, month: str, month_from_ms: int) 
         (day, day_from_ms),
     )
     tx.execute(
-        "INSERT INTO quota_use SELECT executions.tenant, ?, 0, sum(charges.nanos) FROM charges"
-        " JOIN executions ON executions.key = charges.execution"
-        " WHERE charges.at_ms >= ? GROUP BY executions.tenant",
-        (month, month_from_ms),
+        "INSERT INTO quota_use SELECT e.tenant, :month, 0, sum(c.nanos) FROM (SELECT execution,"
+        " nanos FROM charges WHERE at_ms >= :since UNION ALL SELECT execution, nanos"
+        " FROM job_charges WHERE at_ms >= :since) c JOIN executions e ON e.key = c.execution"
+        " GROUP BY e.tenant",
+        {"month": month, "since": month_from_ms},
     )

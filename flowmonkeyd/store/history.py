@@ -83,10 +83,11 @@ def append(
 def read(conn: sqlite3.Connection, execution: int, after: int, limit: int) -> list[HistoryEntry]:
     """Entries of one execution after seq `after`, in order."""
     rows = conn.execute(
-        "SELECT seq, step_id, type, version, attempt, outcome, output, error, started_at_ms,"
-        " completed_at_ms, queued_ms, worker, duration_ms, usage, tier, nanos FROM history"
-        " LEFT JOIN charges USING (execution, seq)"
-        " WHERE execution = ? AND seq > ? ORDER BY seq LIMIT ?",
+        "SELECT h.seq, step_id, type, version, attempt, outcome, output, error, started_at_ms,"
+        " completed_at_ms, queued_ms, worker, duration_ms, usage, ifnull(c.tier, j.tier),"
+        " ifnull(c.nanos, j.nanos) FROM history h LEFT JOIN charges c USING (execution, seq)"
+        " LEFT JOIN job_charges j ON j.execution = h.execution AND j.seq = h.seq"
+        " WHERE h.execution = ? AND h.seq > ? ORDER BY h.seq LIMIT ?",
         (execution, after, limit),
     )
     return [

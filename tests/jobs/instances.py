@@ -21,7 +21,7 @@ from flowmonkeyd.model import (
 )
 from flowmonkeyd.testing import FlowHarness
 
-__all__ = ["PLAN", "Instance", "Machine", "keep", "publish"]
+__all__ = ["HOUR_MS", "PLAN", "Instance", "Machine", "keep", "publish"]
 
 HOUR_MS = 3600_000
 PLAN = JobPlan(
@@ -63,6 +63,10 @@ class Machine:
     def reboot(self) -> None:
         self._booted_ms = self._fm.clock.now_ms()
         self.boot = f"boot {int(self.boot.split()[1]) + 1}"
+
+    @staticmethod
+    def plan(**changes: Any) -> JobPlan:
+        return replace(PLAN, **changes)
 
     async def claim(self, execution_id: str | None = None) -> Task | None:
         """The next task of the lane."""

@@ -182,6 +182,11 @@ def _of_execution(path, value, words="", **handler):
         _of_execution("ttl", {}, "unless the handler is stateful"),
         _of_execution("ttl", 1000, "soft, hard, default", stateful=True),
         _of_execution("ttl.soft", 10**9, "must not be longer than hard", stateful=True),
+        *(
+            _of_execution(f"ttl.{name}", 59_999, "at least 60000", stateful=True)
+            for name in ("soft", "hard", "default")
+        ),
+        _of_execution("ttl.default", 25 * 3600_000, "must not be longer than hard", stateful=True),
         _of_execution("ttl.hard", "x", "a whole number, not text", stateful=True),
         _of_execution("memory", 1025, "at most 1024"),
         _of_execution("memory", 1, "at least 16"),

@@ -25,6 +25,7 @@ __all__ = [
     "HandlerSection",
     "HandlersSection",
     "HashicorpSection",
+    "JobsNetwork",
     "JobsSection",
     "LimitsSection",
     "LogSection",
@@ -94,6 +95,15 @@ class TimeoutsSection(_Section):
     waitMs: Annotated[_Int, Field(ge=1000, le=3650 * _DAY_MS)] = 7 * _DAY_MS
 
 
+class JobsNetwork(_Section):
+    """How much network an attempt of a stateful handler has; what else is as for all handlers."""
+
+    connections: Annotated[_Int, Field(ge=1, le=1_000_000)] = 10_000
+    connectionsAtOnce: Annotated[_Int, Field(ge=1, le=1024)] = 64
+    bytesMax: Annotated[_Int, Field(ge=1024, le=1024**4)] = 64 * 1024 * _MIB
+    dnsQueriesMax: Annotated[_Int, Field(ge=0, le=1_000_000)] = 10_000
+
+
 class SandboxNetwork(_Section):
     """What the gateway lets any handler do that asks for network."""
 
@@ -107,6 +117,7 @@ class SandboxNetwork(_Section):
     dnsQueriesMax: Annotated[_Int, Field(ge=0, le=100_000)] = 256
     connectMs: Annotated[_Int, Field(ge=1, le=60_000)] = 10_000
     idleMs: Annotated[_Int, Field(ge=1, le=60_000)] = 30_000
+    jobs: JobsNetwork = JobsNetwork()
 
 
 class SandboxSection(_Section):

@@ -7,17 +7,17 @@ reuse of processes, and imports ahead of a call. A manifest never gets more than
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flowmonkeyd.billing import nanos
-from flowmonkeyd.documents.manifest import Manifest, Network
+from flowmonkeyd.documents.manifest import Manifest
 from flowmonkeyd.documents.targets import both
 from flowmonkeyd.jobmodel import JobPlan
-from flowmonkeyd.settings import HandlerSection, SandboxNetwork, Settings
+from flowmonkeyd.settings import SandboxNetwork, Settings
 from sandbox import Egress, Limits, Policy, Reuse
 
-__all__ = ["Terms", "plan_of", "terms_json", "terms_of"]
+__all__ = ["Terms", "egress_of", "plan_of", "terms_json", "terms_of"]
 
 MIB = 1024 * 1024
 CPU_SHARE_MIN = 0.01
@@ -46,11 +46,43 @@ def terms_of(manifest: Manifest, settings: Settings) -> Terms:
         log_rate=sandbox.logRate,
         temp_bytes=sandbox.tempBytesMax,
     )
-    egress = None if manifest.network is None else _egress(manifest.network, sandbox.network, own)
     reuse = None
     if own.policy == "reuse":
         reuse = Reuse(own.reuseUses, own.reuseIdleMs, own.reuseAgeMs)
-    return Terms(limits, Policy(manifest.filesystem, egress), reuse, own.preload)
+    return Terms(
+        limits, Policy(manifest.filesystem, egress_of(manifest, settings)), reuse, own.preload
+    )
+
+
+def egress_of(manifest: Manifest, settings: Settings) -> Egress | None:
+    """What a handler may reach, and how much of it an execution, or an attempt of a stateful
+    handler's job, may use; None: nothing."""
+    if manifest.network is None:
+        return None
+    asked, network = manifest.network, settings.sandbox.network
+    own = settings.handlers.of(manifest.type)
+    jobs = network.jobs
+    allowed = both(_allowed(network.allow), _allowed(own.network.allow))
+    egress = Egress(
+        allow=both(asked.allow, allowed),
+        deny=tuple(dict.fromkeys((*network.deny, *own.network.deny, *asked.deny))),
+        private=own.privateNetworks,
+        connections=network.connections,
+        at_once=network.connections,
+        bytes=network.bytesMax,
+        dns_queries=network.dnsQueriesMax,
+        connect_ms=network.connectMs,
+        idle_ms=network.idleMs,
+    )
+    if manifest.stateful is None:
+        return egress
+    return replace(
+        egress,
+        connections=jobs.connections,
+        at_once=jobs.connectionsAtOnce,
+        bytes=jobs.bytesMax,
+        dns_queries=jobs.dnsQueriesMax,
+    )
 
 
 def plan_of(manifest: Manifest, timeout_ms: int | None, settings: Settings) -> JobPlan:
@@ -108,20 +140,6 @@ def _network_json(egress: Egress, network: SandboxNetwork) -> Mapping[str, Any]:
         "bytes": egress.bytes,
         "dnsQueries": egress.dns_queries,
     }
-
-
-def _egress(asked: Network, network: SandboxNetwork, own: HandlerSection) -> Egress:
-    allowed = both(_allowed(network.allow), _allowed(own.network.allow))
-    return Egress(
-        allow=both(asked.allow, allowed),
-        deny=tuple(dict.fromkeys((*network.deny, *own.network.deny, *asked.deny))),
-        private=own.privateNetworks,
-        connections=network.connections,
-        bytes=network.bytesMax,
-        dns_queries=network.dnsQueriesMax,
-        connect_ms=network.connectMs,
-        idle_ms=network.idleMs,
-    )
 
 
 def _allowed(targets: tuple[str, ...]) -> tuple[str, ...] | None:

@@ -216,12 +216,6 @@ def _open_gateway(plan: Plan) -> None:
     linux.unshare(linux.CLONE_NEWNET)
     plan.listeners = namespace.prepare(plan.ports)
     plan.gateway_ns = _out_of_the_way(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
-    # It outlives executions: what one of them was connected to must not show to the next.
-    _write("/proc/sys/net/ipv4/tcp_max_tw_buckets", "0")
-    # What is on its way between a handler and the gateway is memory of the kernel's that nobody
-    # is charged for: fixed, not 6 MiB a connection.
-    for name in ("tcp_rmem", "tcp_wmem"):
-        _write(f"/proc/sys/net/ipv4/{name}", "4096 65536 131072")
 
 
 def _out_of_the_way(fd: int) -> int:
@@ -261,9 +255,9 @@ def _build_root(plan: Plan) -> None:
     os.symlink(_TEMP_MOUNT[1:], _STAGE + TEMP)
     _write_file("/etc/passwd", "nobody:x:65534:65534:nobody:/:/\n")
     _write_file("/etc/group", "nogroup:x:65534:\n")
-    _write_file("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")
     _write_file("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
-    _write_file("/etc/resolv.conf", f"nameserver {namespace.RESOLVER}\n")
+    for path, text in namespace.FILES.items():
+        _write_file(path, text)
     with open(f"{plan.rehearsal}/warm.py", encoding="utf-8") as file:
         _write_file("/warm.py", file.read())
     plan.rehearsal = ""  # the root itself

@@ -152,15 +152,17 @@ class Egress:
     deny: tuple[str, ...] = ()
     private: tuple[str, ...] = ()
     connections: int = 64
+    at_once: int = 64
     bytes: int = 256 * MIB
     dns_queries: int = 256
     connect_ms: int = 10_000
     idle_ms: int = 30_000
 
     def __post_init__(self) -> None:
-        _within("connections", self.connections, 1, 1024)
+        _within("connections", self.connections, 1, 1_000_000)
+        _within("at_once", self.at_once, 1, 1024)
         _within("bytes", self.bytes, 1024, 1024 * 1024 * MIB)
-        _within("dns_queries", self.dns_queries, 0, 100_000)
+        _within("dns_queries", self.dns_queries, 0, 1_000_000)
         _within("connect_ms", self.connect_ms, 1, WALL_MAX_MS)
         _within("idle_ms", self.idle_ms, 1, WALL_MAX_MS)
 

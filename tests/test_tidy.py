@@ -140,6 +140,7 @@ EXCEPTIONS = {
 # Modules nobody imports because somebody else starts them; a name in a string counts as well.
 STARTED = {
     "flowmonkeyd/agents.py": "the executor of containers, which comes next, uses it",
+    "sandbox/egress/container.py": "the executor of containers, which comes next, uses it",
     "flowmonkey/describe.py": "a handler: runs in the sandbox to say what a class declares",
     "flowmonkeyd/testing.py": "for users' tests (contract section 7)",
     "sandbox/trial/attempts.py": "the handler of the probe's trial run",

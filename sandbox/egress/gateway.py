@@ -1,13 +1,15 @@
 """The gateway of one slot: accepts what a handler connects to, judges it, joins it to its server.
 
-Lives in the daemon's event loop and owns the slot's listening sockets (`namespace`). One execution
-at a time has it open, as a `Visit` with its rules, its caps and its tally; without one every
-connection is reset. It promises that nothing of one execution is passed on under another's rules:
-what was begun before a visit opens is reset then, what is open when it closes is reset at once.
-A refusal is a reset. It starts no task, and never resolves anything between judging and dialling.
+Lives in the daemon's event loop and owns the listening sockets of a slot or of a container
+(`namespace`). One execution at a time has it open, as a `Visit` with its rules, its caps and its
+tally; without one every connection is reset. It promises that nothing of one execution is passed on
+under another's rules: what was begun before a visit opens is reset then, what is open when it
+closes is reset at once. A refusal is a reset. It starts no task, and never resolves anything
+between judging and dialling.
 
 Caps are those of `Egress`, for the whole execution: `connections` counts all of them, refused ones
-included, `bytes` both directions. What exceeds a cap is refused and counted as a denial.
+included, `at_once` those that are open, `bytes` both directions. What exceeds a cap is refused and
+counted as a denial.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ _REFUSALS_MAX, _PAUSE_S = 1000, 0.01
 # Queries beyond the cap are answered REFUSED so many times; then nobody listens any more.
 _QUERIES_BEYOND_MAX = 64
 _LOOKUPS_MAX = 32  # at a time
-_NAMES_MAX = 4096  # pairs of name and address that a visit remembers
+_NAMES_MAX = 4096  # pairs of name and address that a visit remembers, the last ones
 
 
 class Gateway:
@@ -54,7 +56,7 @@ class Gateway:
         self._resolver = dns.SystemResolver() if resolver is None else resolver
         self._visit: Visit | None = None
         self._pause: asyncio.TimerHandle | None = None
-        self._buffer = memoryview(bytearray(BUFFER_BYTES))
+        self._shared: memoryview | None = None
         sockets = [socket.socket(fileno=fd) for fd in fds]
         self._listeners = [one for one in sockets if one.type == socket.SOCK_STREAM]
         for one in sockets:
@@ -165,6 +167,12 @@ class Gateway:
 
     # --- for visits --------------------------------------------------------------------------
 
+    def _buffer(self) -> memoryview:
+        """For one read at a time, of whichever connection; made when there is one."""
+        if self._shared is None:
+            self._shared = memoryview(bytearray(BUFFER_BYTES))
+        return self._shared
+
     def _reply(self, message: bytes, peer: tuple[str, int]) -> None:
         try:
             self._questions.sendto(message, peer)
@@ -189,7 +197,7 @@ class Visit:
         self._splices: dict[Splice, tuple[str, str, int]] = {}
         # address: the names that it was given out for, the last one last
         self._names: dict[str, dict[str, None]] = {}
-        self._pairs = 0
+        self._given: dict[tuple[str, str], None] = {}  # the same pairs, the last one last
         self._lookups: dict[str, asyncio.Future[list[str]]] = {}
         self._asking: dict[str, list[tuple[dns.Question, tuple[str, int]]]] = {}
         self._closed = False
@@ -205,6 +213,10 @@ class Visit:
                 lookup.cancel()
             self._lookups.clear()
             self._asking.clear()
+        return self.traffic()
+
+    def traffic(self) -> Traffic:
+        """What there was so far."""
         return self.tally.traffic()
 
     # --- connections -------------------------------------------------------------------------
@@ -222,6 +234,8 @@ class Visit:
         self._connections += 1
         if self._connections > self._egress.connections:
             reason: str | None = f"more than {self._egress.connections} connections"
+        elif len(self._splices) >= self._egress.at_once:
+            reason = f"more than {self._egress.at_once} connections at once"
         else:
             reason = self._rules.judge_address(address, port, names)
         if reason is not None:
@@ -239,7 +253,7 @@ class Visit:
             self.tally.deny(spelled(host, port), f"cannot be reached: {exc.strerror}")
             reset(client)
             return
-        splice = Splice(self, client, server, self._gateway._buffer, judge)
+        splice = Splice(self, client, server, self._gateway._buffer(), judge)
         self._splices[splice] = host, address, port
         splice.dial(address, port, self._egress.connect_ms / 1000, self._egress.idle_ms / 1000)
 
@@ -287,7 +301,7 @@ class Visit:
             self._tell(question, peer)
         elif question.name in self._asking:
             self._asking[question.name].append((question, peer))
-        elif len(self._asking) >= _LOOKUPS_MAX or self._pairs >= _NAMES_MAX:
+        elif len(self._asking) >= _LOOKUPS_MAX:
             tally.deny(question.name, "too many names")
             self._tell(question, peer, error="SERVFAIL")
         else:
@@ -328,10 +342,18 @@ class Visit:
             self.tally.deny(name, f"its address is refused: {reason}")
             return False
         names = self._names.setdefault(address, {})
-        self._pairs += name not in names
         names.pop(name, None)
         names[name] = None
+        self._given.pop((address, name), None)
+        self._given[address, name] = None
+        if len(self._given) > _NAMES_MAX:
+            self._forget(*next(iter(self._given)))
         return True
+
+    def _forget(self, address: str, name: str) -> None:
+        del self._given[address, name], self._names[address][name]
+        if not self._names[address]:
+            del self._names[address]
 
     def _tell(
         self,

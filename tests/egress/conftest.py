@@ -1,14 +1,15 @@
 """A handler's side of the gateway: a real process in real namespaces, and servers to reach.
 
-`cell` starts the process (`inside.py`) and opens the gateway on its sockets; `table` is the
-resolver that the tests write; `server` listens on the host's loopback, on a port that the gateway
-serves.
+`cell` starts the process (`inside.py`) and opens the gateway on its sockets, `container` starts one
+without a gateway; `table` is the resolver that the tests write; `server` listens on the host's
+loopback, on a port that the gateway serves.
 """
 
 import asyncio
 import contextlib
 import json
 import os
+import shutil
 import socket
 import sys
 import textwrap
@@ -50,7 +51,7 @@ class Table:
 
 
 class Cell:
-    """The process inside, and its gateway."""
+    """The process inside, and its gateway if it has one."""
 
     def __init__(self, gateway, table, control, reader, writer, process):
         self.gateway = gateway
@@ -155,6 +156,39 @@ async def cells(table):
             stack.callback(gateway.close)
             return Cell(gateway, table, *parts)
 
+        yield start
+
+
+@contextlib.asynccontextmanager
+async def containers():
+    """See `container`."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(uid=None):
+            inside = process_inside((), os.getuid() if uid is None else uid)
+            _fds, parts = await stack.enter_async_context(inside)
+            made = Cell(None, None, *parts)
+            made.pidfd = os.pidfd_open(made.process.pid)
+            stack.callback(os.close, made.pidfd)
+            return made
+
+        yield start
+
+
+def copy_for_everybody(folder, *trees):
+    """Folders and files, where every account may read them."""
+    for tree in map(Path, trees):
+        copy = shutil.copytree if tree.is_dir() else shutil.copy
+        copy(tree, folder / tree.name)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+@pytest.fixture
+async def container():
+    """Starts a process that has a network of its own with nothing but loopback, as a container's
+    init has; `pidfd` means it."""
+    async with containers() as start:
         yield start
 
 

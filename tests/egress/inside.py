@@ -1,8 +1,9 @@
 """The process that plays the handler: in namespaces of its own, runs code that a test sends.
 
 Started by conftest as `python -I -S inside.py FD UID PORTS`. It becomes UID, enters new user,
-network and mount namespaces, prepares the gateway's network and sends its sockets over FD, then
-answers one JSON line with another: {"code", "args"} with {"result"} or {"error"}.
+network and mount namespaces, prepares the gateway's network and sends its sockets over FD (without
+PORTS it stands for a container, and does neither), then answers one JSON line with another:
+{"code", "args"} with {"result"} or {"error"}.
 """
 
 import json
@@ -45,8 +46,10 @@ def confine(uid):
     linux.unshare(linux.CLONE_NEWNET | linux.CLONE_NEWNS)
     linux.mount("none", "/", "", linux.MS_REC | linux.MS_SLAVE)
     linux.mount("tmpfs", "/mnt", "tmpfs", 0)
-    Path("/mnt/resolv.conf").write_text(f"nameserver {namespace.RESOLVER}\noptions timeout:2\n")
-    linux.mount("/mnt/resolv.conf", "/etc/resolv.conf", "", 4096)  # MS_BIND
+    for path, text in namespace.FILES.items():
+        there = f"/mnt/{os.path.basename(path)}"
+        Path(there).write_text(text)
+        linux.mount(there, path, "", 4096)  # MS_BIND
 
 
 def answer(request):
@@ -60,10 +63,10 @@ def answer(request):
 
 def main():
     control = socket.socket(fileno=int(sys.argv[1]))
-    ports = [int(port) for port in sys.argv[3].split(",")]
+    ports = [int(port) for port in sys.argv[3].split(",") if port]
     try:
         confine(int(sys.argv[2]))
-        fds = namespace.prepare(ports)
+        fds = namespace.prepare(ports) if ports else []
     except OSError as exc:
         control.sendall(f"failed: {exc}".encode())
         return

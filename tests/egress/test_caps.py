@@ -5,6 +5,7 @@ import socket
 
 import pytest
 
+from sandbox.egress.gateway import _NAMES_MAX
 from sandbox.model import Egress
 from tests.egress.conftest import LOOPBACK
 from tests.egress.test_gateway import TALK, Canary, echo
@@ -366,3 +367,68 @@ async def test_attack_a_flood_of_connections_leaves_the_loop_to_others(cell, ser
     result, traffic = await inside.visit(Egress(private=LOOPBACK), TALK, "127.0.0.1", port)
     assert result == "x"
     assert traffic.denials == ()
+
+
+async def test_connections_at_once_are_counted_apart(cell, server):
+    """A job of hours makes many of them, one after the other."""
+    code = """
+        import socket
+        def main(port, kept, more):
+            def ask():
+                try:
+                    one = socket.create_connection(("127.0.0.1", port), timeout=5)
+                    one.sendall(b"x")
+                    one.recv(10)
+                except OSError:
+                    return None
+                return one
+            held = [ask() for _ in range(kept)]
+            full = ask()
+            for _ in range(more):
+                held.pop().close()
+                assert held.insert(0, ask()) is None
+                while held[0] is None:  # the other end's end has to be seen first
+                    held[0] = ask()
+            return [full, len(held), None in held]
+    """
+    port = await server(echo)
+    inside = await cell(port)
+    egress = Egress(private=LOOPBACK, connections=10_000, at_once=3)
+    result, traffic = await inside.visit(egress, code, port, 3, 20)
+    assert result == [None, 3, False]
+    assert set(reasons(traffic)) == {"more than 3 connections at once"}
+
+
+async def test_of_more_names_than_are_kept_the_first_are_forgotten(cell, server, table):
+    code = """
+        import socket
+        def main(port, first, count):
+            def ask(name):
+                try:
+                    with socket.create_connection((name, port), timeout=5) as one:
+                        one.sendall(b"x")
+                        return one.recv(10).decode()
+                except OSError as exc:
+                    return type(exc).__name__
+            said = [ask(first)]
+            found = [socket.getaddrinfo(f"{n}.example", port, socket.AF_INET)[0][4][0]
+                     for n in range(count)]
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as one:
+                try:
+                    one.sendall(b"x")
+                    said.append(one.recv(10).decode())
+                except OSError as exc:
+                    said.append(type(exc).__name__)
+            return said + [ask(first)]
+    """
+    count = _NAMES_MAX + 10
+    port = await server(echo)
+    inside = await cell(port)
+    table.names["first.test"] = ["127.0.0.1"]
+    for n in range(count):
+        table.names[f"{n}.example"] = [f"127.{1 + n // 250 // 250}.{n // 250 % 250}.{1 + n % 250}"]
+    allow = ("first.test", "*.example")
+    egress = Egress(allow=allow, private=LOOPBACK, dns_queries=100_000)
+    result, traffic = await inside.visit(egress, code, port, "first.test", count)
+    assert result == ["x", "ConnectionResetError", "x"]
+    assert reasons(traffic) == {"not among the allowed targets": 1}

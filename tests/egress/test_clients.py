@@ -31,6 +31,7 @@ from packaging.requirements import Requirement
 import sandbox
 from sandbox import Call, Egress, Ending, Policy, Pool, PoolSettings
 from sandbox.forkserver import PYTHON_DEFAULT
+from tests.egress.conftest import copy_for_everybody
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 
@@ -301,7 +302,10 @@ async def test_an_ordinary_user_has_a_gateway_too(place):
     url = f"http://127.0.0.1:{place.plain}/hello"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _copy_for_everybody(folder, place.ca)
+        clients = shutil.copytree(HERE / "clients", place.folder / "copied" / "clients")
+        (clients / "ca.pem").write_bytes(place.ca)
+        trees = (Path(sandbox.__file__).parent, Path(dns.__file__).parent, pyseccomp.__file__)
+        copy_for_everybody(folder, *trees, clients, HERE / "call_once.py")
         process = await asyncio.create_subprocess_exec(
             *("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"),
             *(PYTHON_DEFAULT, "-B", folder / "call_once.py", folder / "clients"),
@@ -316,14 +320,3 @@ async def test_an_ordinary_user_has_a_gateway_too(place):
     if "no_network" in said:
         pytest.skip(f"a user has no network here, so it is NOT tested: {said['no_network']}")
     assert said["output"]["said"][0].startswith("hello "), said
-
-
-def _copy_for_everybody(folder, ca):
-    """The program and what it imports, where every account may read it."""
-    for tree in (Path(sandbox.__file__).parent, Path(dns.__file__).parent, HERE / "clients"):
-        shutil.copytree(tree, folder / tree.name)
-    shutil.copy(pyseccomp.__file__, folder / "pyseccomp.py")
-    shutil.copy(HERE / "call_once.py", folder)
-    (folder / "clients" / "ca.pem").write_bytes(ca)
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o755 if path.is_dir() else 0o644)

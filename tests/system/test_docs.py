@@ -145,7 +145,7 @@ def test_links_lead_somewhere(name):
 @pytest.mark.parametrize("room", ["flowmonkeyd", "flowctl", "flowmonkey", "sandbox"])
 def test_the_code_map_names_every_module_and_no_other(room):
     text = (ROOT / "ARCHITECTURE.md").read_text()
-    assert len(text.splitlines()) <= 200
+    assert len(text.splitlines()) <= 240
     section = re.split(r"^#+ ", text.partition(f"\n### {room}/\n")[2], flags=re.MULTILINE)[0]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]

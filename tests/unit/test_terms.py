@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from flowmonkeyd.config import load
 from flowmonkeyd.documents.manifest import parse_manifest
 from flowmonkeyd.settings import Settings
-from flowmonkeyd.terms import terms_json, terms_of
+from flowmonkeyd.terms import egress_of, terms_json, terms_of
 from sandbox import Egress, Reuse
 
 
@@ -80,9 +81,42 @@ def test_what_anybody_denies_is_denied_and_private_networks_are_the_operator_s()
     )
     asked = manifest(sandbox={"network": {"deny": ["b.org", "d.org"]}})
     assert terms_of(asked, given).policy.network == Egress(
-        None, ("a.org", "b.org", "c.org", "d.org"), ("127.0.0.0/8",), 3, 2000, 4, 5, 6
+        deny=("a.org", "b.org", "c.org", "d.org"),
+        private=("127.0.0.0/8",),
+        connections=3,
+        at_once=3,
+        bytes=2000,
+        dns_queries=4,
+        connect_ms=5,
+        idle_ms=6,
     )
     assert terms_of(manifest(), given).policy.network is None  # it did not ask
+
+
+def test_an_attempt_of_a_job_reaches_the_same_and_has_caps_of_its_own():
+    given = settings(
+        **{
+            "sandbox.network.allow": "a.org,b.org",
+            "sandbox.network.deny": "c.org",
+            "sandbox.network.connections": "3",
+            "sandbox.network.jobs.connections": "100000",
+            "sandbox.network.jobs.connectionsAtOnce": "7",
+            "sandbox.network.jobs.bytesMax": "5000",
+            "sandbox.network.jobs.dnsQueriesMax": "9",
+        }
+    )
+    asked = {"network": {"allow": ["b.org:443", "d.org"]}}
+    stateful = parse_manifest(
+        {
+            "handler": {"type": "acme/a", "version": "1.0.0", "stateful": True},
+            "execution": {"sandbox": asked},
+        }
+    )
+    alike = egress_of(manifest(sandbox=asked), given)
+    assert alike is not None
+    assert egress_of(stateful, given) == replace(
+        alike, connections=100_000, at_once=7, bytes=5000, dns_queries=9
+    )
 
 
 def test_terms_are_shown_with_units():

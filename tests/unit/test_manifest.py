@@ -184,7 +184,7 @@ def _of_execution(path, value, words="", **handler):
         _of_execution("ttl.soft", 10**9, "must not be longer than hard", stateful=True),
         *(
             _of_execution(f"ttl.{name}", 59_999, "at least 60000", stateful=True)
-            for name in ("soft", "hard", "default")
+            for name in ("soft", "default")
         ),
         _of_execution("ttl.default", 25 * 3600_000, "must not be longer than hard", stateful=True),
         _of_execution("ttl.hard", "x", "a whole number, not text", stateful=True),

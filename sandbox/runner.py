@@ -43,6 +43,7 @@ _PYC_HEADER_BYTES = 16  # PEP 552
 # The header of a file that the daemon compiled: the magic number and "unchecked hash".
 _PYC_START = importlib.util.MAGIC_NUMBER + b"\x01\0\0\0"
 
+_BIND = socket.socket.bind
 _Handler = Callable[[Any, Context], Any]
 _Identity = tuple[str, int, int, int]
 
@@ -51,6 +52,7 @@ class Runner:
     """Serves one handler's executions on one channel. Made before the fork."""
 
     def __init__(self, channel_fd: int) -> None:
+        socket.socket.bind = _bind  # type: ignore[method-assign, assignment]
         self._channel = _Channel(channel_fd)
         self._raw = [_Lines(self._channel, "stdout"), _Lines(self._channel, "stderr")]
         self._streams = [
@@ -280,6 +282,14 @@ class _Channel:
                 return None
             self._frames = self._reader.feed(data)
         return self._frames.pop(0)
+
+
+def _bind(one: socket.socket, address: Any, /) -> None:
+    """bind(2) is refused, by which urllib3 concludes that there is no IPv6: it binds this very
+    address and does nothing with it. Nothing is bound here either; who goes on to listen is refused
+    then."""
+    if one.family != socket.AF_INET6 or address != ("::1", 0):
+        _BIND(one, address)
 
 
 class _Lines(io.RawIOBase):

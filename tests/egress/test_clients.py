@@ -222,10 +222,7 @@ async def test_http_and_a_kept_connection(place, run, runtime, client):
 
 
 @each_client
-async def test_an_address_of_ipv6(place, run, request, runtime, client):
-    if client == "requests":
-        # urllib3 asks with bind() whether there is IPv6; bind() is refused (sandbox/seccomp.py)
-        request.applymarker(pytest.mark.xfail(reason="urllib3 takes it that there is no IPv6"))
+async def test_an_address_of_ipv6(place, run, runtime, client):
     url = f"http://[::1]:{place.plain6}/hello"
     answer, traffic = await run(runtime, f"get_with_{client}", url)
     assert "hello" in answer.get("said", [""])[0], answer

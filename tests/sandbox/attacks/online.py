@@ -72,6 +72,24 @@ ONLINE: tuple[Attack, ...] = (
         False,
         _ONLINE,
     ),
+    *(
+        Attack(
+            f"online-bind-{name}",
+            "an address to be called at, by the one bind that is answered as if it had been done",
+            tried(
+                "s = socket.socket(socket.AF_INET6, socket.SOCK_" + kind + ")\n"
+                f"s.bind(('::1', 0))\n{then}",
+            ),
+            False,
+            _ONLINE,
+        )
+        for name, kind, then in (
+            ("stream", "STREAM", "return s.getsockname()[1]"),
+            ("datagram", "DGRAM", "return s.getsockname()[1]"),
+            ("listen", "STREAM", "s.listen()\nreturn True"),
+            ("again", "STREAM", "s.bind(('::1', 8080))\nreturn True"),
+        )
+    ),
     Attack(
         "online-listen",
         "the gateway's port taken over",

@@ -29,6 +29,8 @@ __all__ = [
     "Segment",
 ]
 
+# Who or what has ended a pause.
+PauseEnd = Literal["event", "hand", "time"]
 # A task's frame names them all.
 CHECKPOINT_NAMES_MAX = 100
 
@@ -99,7 +101,7 @@ class Resumed:
     """How the pause that its handler asked for has ended: what `pause.wait` with this reason and
     event returns. `data` is None when the time was up or nothing was given."""
 
-    by: Literal["event", "hand", "time"]
+    by: PauseEnd
     data: Any
     reason: str | None
     event: str | None
@@ -113,8 +115,8 @@ class Job:
 
     `ttl_ms` counts active time from `active_before_ns`, what earlier attempts of the step had
     used; it starts at the default and can be extended to the hard one.
-    `resume` stays until a checkpoint that was saved after the handler was given it;
-    `resuming` says that a pause is over and nothing has run since. `paused_ms` is all its pauses,
+    `resume` stays until a checkpoint that was saved after the handler was given it; `resuming` says
+    how the last pause has ended, as long as nothing has run since. `paused_ms` is all its pauses,
     `last_pause_ms` the last one.
     """
 
@@ -146,7 +148,7 @@ class Job:
     progress_told_at_ms: int | None
     heartbeat_at_ms: int | None
     resume: Resumed | None
-    resuming: bool
+    resuming: PauseEnd | None
     paused_by_hand: bool
     paused_at_ms: int | None
     last_pause_ms: int

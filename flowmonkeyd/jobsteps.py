@@ -14,7 +14,7 @@ from typing import Any, Literal
 from flowmonkeyd.billing import job_nanos
 from flowmonkeyd.context import Context
 from flowmonkeyd.errors import Superseded
-from flowmonkeyd.jobmodel import Job, JobState, Resumed
+from flowmonkeyd.jobmodel import Job, JobState, PauseEnd, Resumed
 from flowmonkeyd.lifecycle import job_after
 from flowmonkeyd.model import (
     NO_VALUE,
@@ -30,7 +30,6 @@ from flowmonkeyd.store import Tx, billing, jobs, ledger, segments, waits
 from flowmonkeyd.store.executions import Record
 
 __all__ = [
-    "By",
     "attempted",
     "fits",
     "moved",
@@ -41,8 +40,6 @@ __all__ = [
     "told",
     "visit_of",
 ]
-
-By = Literal["event", "hand", "time"]
 
 
 def visit_of(execution: Execution) -> int:
@@ -135,7 +132,7 @@ def fits(data: Any, limits: Limits) -> StepError | None:
     return change if isinstance(change, StepError) else None
 
 
-def resumed(tx: Tx, wait: waits.WaitRow, by: By, data: Any) -> None:
+def resumed(tx: Tx, wait: waits.WaitRow, by: PauseEnd, data: Any) -> None:
     """The pause of the execution's job is over; who has its instance is told by its task."""
     job = jobs.live(tx, wait.execution)
     assert job is not None
@@ -150,7 +147,7 @@ def resumed(tx: Tx, wait: waits.WaitRow, by: By, data: Any) -> None:
         job,
         "resume",
         resume=resume,
-        resuming=True,
+        resuming=by,
         paused_at_ms=None,
         last_pause_ms=pause_ms,
         paused_ms=job.paused_ms + pause_ms,
@@ -202,7 +199,7 @@ def _ended(
         container=None,
         active_before_ns=active_ns,
         resume=None,
-        resuming=False,
+        resuming=None,
         paused_at_ms=None,
         last_pause_ms=last_pause_ms,
         paused_ms=paused_ms,

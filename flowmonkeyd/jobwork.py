@@ -114,11 +114,10 @@ class JobWork:
             if last is not None:
                 start_ns = segment_start_ns(at_ns, boot_id, last.boot, last.last_ns)
             segments.begin(tx, job.key, job.attempt, boot_id, start_ns)
-            if job.resuming:
-                by = job.resume.by if job.resume is not None else "hand"
-                shown = {"attempt": job.attempt, "by": by, "pausedMs": job.last_pause_ms}
+            if job.resuming is not None:
+                shown = {"attempt": job.attempt, "by": job.resuming, "pausedMs": job.last_pause_ms}
                 jobsteps.told(tx, job, "job.resumed", shown)
-            return jobsteps.moved(tx, job, "begin", resuming=False, heartbeat_at_ms=tx.now_ms)
+            return jobsteps.moved(tx, job, "begin", resuming=None, heartbeat_at_ms=tx.now_ms)
 
         return await self.store.write(change)
 
@@ -243,7 +242,7 @@ class JobWork:
             tx,
             job,
             "pause",
-            resuming=False,
+            resuming=None,
             paused_at_ms=tx.now_ms,
             paused_by_hand=by is not None,
         )

@@ -14,7 +14,7 @@ from flowmonkeyd import builtin, decide, jobsteps
 from flowmonkeyd.clock import Ids
 from flowmonkeyd.context import Context
 from flowmonkeyd.errors import Conflict, Invalid, NotFound
-from flowmonkeyd.jobmodel import JobRules
+from flowmonkeyd.jobmodel import JobRules, PauseEnd
 from flowmonkeyd.model import (
     NO_VALUE,
     CancelSource,
@@ -321,7 +321,7 @@ class Steps:
     # --- the end of a wait, the end of an execution ----------------------------------------------
 
     def woken(
-        self, tx: Tx, record: Record, wait: waits.WaitRow, data: Any, by: jobsteps.By
+        self, tx: Tx, record: Record, wait: waits.WaitRow, data: Any, by: PauseEnd
     ) -> Record | StepError:
         """A wait is over. A StepError says why the data cannot be taken; then nothing changed."""
         is_pause = wait.wait.kind is WaitKind.PAUSE
@@ -360,7 +360,7 @@ class Steps:
         self.cancelled(tx, key, CancelSource.TIMEOUT, reason, code="EXECUTION_TIMEOUT")
 
     def woken_or_failed(
-        self, tx: Tx, record: Record, wait: waits.WaitRow, data: Any, by: jobsteps.By
+        self, tx: Tx, record: Record, wait: waits.WaitRow, data: Any, by: PauseEnd
     ) -> None:
         """As `woken`; data that breaks a limit fails the execution."""
         result = self.woken(tx, record, wait, data, by)

@@ -63,9 +63,9 @@ def insert(
     cursor = tx.execute(
         "INSERT INTO jobs (id, execution, visit, step_id, type, version, state, step_attempt,"
         " attempt, failures, attempts_max, seq, resources, nanos_per_s, ttl_default_ms, ttl_ms,"
-        " ttl_soft_ms, ttl_hard_ms, active_before_ns, checkpoint_bytes_max, resuming,"
+        " ttl_soft_ms, ttl_hard_ms, active_before_ns, checkpoint_bytes_max,"
         " paused_by_hand, last_pause_ms, paused_ms, created_at_ms, updated_at_ms) VALUES"
-        " (?, ?, ?, ?, ?, ?, 'queued', ?, 0, 0, ?, 0, ?, ?, ?, ?, ?, ?, 0, ?, 0, 0, 0, 0, ?, ?)",
+        " (?, ?, ?, ?, ?, ?, 'queued', ?, 0, 0, ?, 0, ?, ?, ?, ?, ?, ?, 0, ?, 0, 0, 0, ?, ?)",
         (
             job_id,
             execution,
@@ -159,7 +159,7 @@ def save(tx: Tx, job: Job) -> Job:
             job.progress_told_at_ms,
             job.heartbeat_at_ms,
             None if resume is None else _resume_text(resume),
-            int(job.resuming),
+            job.resuming,
             int(job.paused_by_hand),
             job.paused_at_ms,
             job.last_pause_ms,
@@ -301,7 +301,7 @@ def _job(row: tuple[Any, ...]) -> Job:
         Progress(*row[23:26]),
         *row[26:29],
         None if resume is None else Resumed(**jsontext.loads(resume)),
-        bool(row[30]),
+        row[30],
         bool(row[31]),
         *row[32:35],
         None if error is None else StepError(**jsontext.loads(error)),

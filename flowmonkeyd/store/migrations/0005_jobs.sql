@@ -135,7 +135,8 @@ CREATE TABLE jobs (
     heartbeat_at_ms INTEGER,
     -- how its handler's pause has ended, as JSON, until a checkpoint knows it
     resume TEXT,
-    resuming INTEGER NOT NULL CHECK (resuming IN (0, 1)),
+    -- how the last pause has ended, until an instance has begun again
+    resuming TEXT CHECK (resuming IN ('event', 'hand', 'time')),
     paused_by_hand INTEGER NOT NULL CHECK (paused_by_hand IN (0, 1)),
     paused_at_ms INTEGER,
     last_pause_ms INTEGER NOT NULL,

@@ -21,6 +21,7 @@ __all__ = [
     "AllowSection",
     "Api",
     "BillingSection",
+    "ContainersSection",
     "HandlerNetwork",
     "HandlerSection",
     "HandlersSection",
@@ -142,6 +143,39 @@ class SandboxSection(_Section):
     # A private /tmp holds so much, for handlers that ask for one.
     tempBytesMax: Annotated[_Int, Field(ge=64 * 1024, le=1024 * _MIB)] = 64 * _MIB
     network: SandboxNetwork = SandboxNetwork()
+
+
+_AbsolutePath = Annotated[
+    str, _each(lambda text: None if text.startswith("/") else "should be an absolute path")
+]
+
+
+class ContainersSection(_Section):
+    """Stateful handlers run in containers, which Podman makes."""
+
+    # The program; empty: the one in the usual places.
+    podman: Literal[""] | _AbsolutePath = ""
+    # Who starts the processes; auto: the first of crun and runc with which every layer holds.
+    runtime: Literal["auto", "crun", "runc"] = "auto"
+    # Jobs that run at a time; 0: as many as the memory for them allows.
+    slots: Annotated[_Int, Field(ge=0, le=4096)] = 0
+    # What the limits of all running and frozen containers may add up to; 0: three quarters of the
+    # machine's memory.
+    memoryBytes: Annotated[_Int, Field(ge=0, le=1024**5)] = 0
+    # The private /tmp of each, and its shared memory; both count as its memory.
+    tmpBytes: Annotated[_Int, Field(ge=1024 * 1024, le=64 * 1024 * _MIB)] = 256 * _MIB
+    # Of what the processes of a container print; the agent's own messages are not among it.
+    logBytesMax: Annotated[_Int, Field(ge=4096, le=64 * _MIB)] = _MIB
+    # How long one call to Podman may take before its service process is replaced.
+    callMs: Annotated[_Int, Field(ge=1000, le=600_000)] = 30_000
+    # What does not survive a boot; empty: below /run, or below XDG_RUNTIME_DIR without root.
+    runDir: Literal[""] | _AbsolutePath = ""
+    # Images of others, read only.
+    imageStores: tuple[_AbsolutePath, ...] = ()
+    # As root each container has 65,536 users of the host from here on, 4096 ranges in all.
+    uidBase: Annotated[_Int, Field(ge=65_536, le=2**31 - 4096 * 65_536)] = 2_000_000
+    # A CDI device for the class gpu (nvidia.com/gpu=all); empty: there is none.
+    gpuDevice: str = ""
 
 
 class HandlerNetwork(_Section):
@@ -335,6 +369,7 @@ class Settings(_Section):
     limits: LimitsSection = LimitsSection()
     timeouts: TimeoutsSection = TimeoutsSection()
     sandbox: SandboxSection = SandboxSection()
+    containers: ContainersSection = ContainersSection()
     log: LogSection = LogSection()
     shipped: ShippedSection = ShippedSection()
     billing: BillingSection = BillingSection()

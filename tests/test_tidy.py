@@ -49,6 +49,7 @@ DOORS = {
     "libcst": ("flowctl/build/python_source.py",),
     "packageurl": ("flowctl/build/sbom.py",),
     "packaging": ("flowctl/build/wheels.py",),
+    "podman": ("flowmonkeyd/podman/libpod.py",),
     "prometheus_client": ("flowmonkeyd/metrics.py",),
     "psutil": ("flowmonkeyd/metrics.py",),
     # requests.py reads a body into its model, routes.py describes the models in OpenAPI

@@ -1,0 +1,1 @@
+"""Podman, behind `flowmonkeyd.containers`: nobody else imports from here."""

@@ -1,0 +1,128 @@
+"""What this host has for containers: programs, control groups, a system call filter to start from.
+
+Everything that can be known without starting one. What is missing is a `ContainerError` that names
+the layer, the reason and what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowmonkeyd.confinement import cgroup_version
+from flowmonkeyd.containermodel import ContainerError
+from flowmonkeyd.podman.creation import seccomp_profile
+from flowmonkeyd.podman.libpod import PATH, RUN_LENGTH_MAX, Places
+
+__all__ = ["Host", "installation", "run_folder"]
+
+_SECCOMP = ("/usr/share/containers/seccomp.json", "/etc/containers/seccomp.json")
+# crun starts a container in half the time of runc and knows the newer interfaces.
+_RUNTIMES = ("crun", "runc")
+_LEAF = "flowmonkey-rest"  # of sandbox.cgroup: where the daemon is when its group is divided
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What was found; `look` finds it."""
+
+    program: str
+    runtimes: tuple[str, ...]
+    seccomp: str
+    version: int  # of control groups
+    rootless: bool
+    manager: str
+    parent: str  # the control group above the containers'; "": Podman's choice
+
+    @classmethod
+    def look(cls, program: str, runtime: str, places: Places, install: str) -> Host:
+        """Raises ContainerError (SANDBOX_UNAVAILABLE)."""
+        found = shutil.which(program or "podman", path=PATH)
+        if found is None:
+            why = f"{program} is not there" if program else "it is not installed"
+            raise _missing("podman", why, "install Podman 4.3 or later (Debian: podman)")
+        version, rootless = cgroup_version(), os.geteuid() != 0
+        if rootless and version == 1:
+            raise _missing(
+                "memory, cpu, pids",
+                "on control groups of version 1 Podman drops every limit unless it runs as root",
+                "run the daemon as root, or boot with version 2 (systemd.unified_cgroup_hierarchy)",
+            )
+        asked = _RUNTIMES if runtime == "auto" else (runtime,)
+        runtimes = tuple(one for one in asked if shutil.which(one, path=PATH))
+        if not runtimes:
+            raise _missing("runtime", f"{' and '.join(asked)} not installed", "install one")
+        if shutil.which("conmon", path=PATH) is None and not _has_conmon():
+            raise _missing("podman", "conmon is not installed", "install it (Debian: conmon)")
+        if len(os.fsencode(places.run)) > RUN_LENGTH_MAX:
+            raise _missing(
+                "sockets",
+                f"{places.run} is longer than {RUN_LENGTH_MAX} bytes",
+                "set containers.runDir to a shorter folder",
+            )
+        manager, parent = _cgroups(version, rootless, install)
+        return cls(found, runtimes, _seccomp(), version, rootless, manager, parent)
+
+    def cgroup_of(self, instance: str) -> str:
+        """What Podman is told: as root a parent, without root (cgroupfs) the group itself."""
+        return f"{self.parent}/{instance}" if self.rootless and self.parent else self.parent
+
+
+def installation(root: Path) -> str:
+    """The name of this installation, 8 hexadecimal digits, made and kept in `root` at first."""
+    file = root / "installation"
+    if not file.exists():
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        part.write_text(secrets.token_hex(4))
+        part.rename(file)
+    return file.read_text()
+
+
+def run_folder(chosen: str, install: str) -> Path:
+    """Where to keep what does not survive a boot, if the operator has not chosen: a short path,
+    as sockets are made below it."""
+    if chosen:
+        return Path(chosen)
+    top = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", f"/tmp/{os.getuid()}")
+    return Path(top) / f"flowmonkey-{install}"
+
+
+def _cgroups(version: int, rootless: bool, install: str) -> tuple[str, str]:
+    """(who makes the groups, the one above them)."""
+    if not rootless:
+        return "cgroupfs", f"/flowmonkey-{install}"
+    bus = Path(os.environ.get("XDG_RUNTIME_DIR", "/nonexistent")) / "bus"
+    if os.environ.get("DBUS_SESSION_BUS_ADDRESS") or bus.exists():
+        return "systemd", ""
+    # A service without a session: the group that its unit delegates.
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
+    return "cgroupfs", f"{own.removesuffix(f'/{_LEAF}').rstrip('/')}/flowmonkey-{install}"
+
+
+def _seccomp() -> str:
+    for name in _SECCOMP:
+        try:
+            return seccomp_profile(Path(name).read_text())
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError) as exc:
+            raise _missing("seccomp", f"{name}: {exc}", "install Podman's own profile") from exc
+    raise _missing(
+        "seccomp",
+        f"there is no {' or '.join(_SECCOMP)}",
+        "install it (Debian: golang-github-containers-common)",
+    )
+
+
+def _has_conmon() -> bool:
+    folders = ("/usr/libexec/podman", "/usr/lib/podman", "/usr/local/libexec/podman")
+    return any(os.access(f"{folder}/conmon", os.X_OK) for folder in folders)
+
+
+def _missing(layer: str, why: str, remedy: str) -> ContainerError:
+    return ContainerError("SANDBOX_UNAVAILABLE", f"{layer}: {why}; {remedy}")

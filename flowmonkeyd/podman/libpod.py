@@ -38,7 +38,7 @@ _START_S = 20.0
 _STOP_S = 5.0
 # Where Debian has the OCI runtimes and conmon, whoever started the daemon.
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# sun_path of unix(7) has 108 bytes, and the longest socket is an agent's, RUN/c/INSTANCE/agent.sock.
+# sun_path of unix(7) has 108 bytes; the longest socket is an agent's, RUN/c/INSTANCE/agent.sock.
 RUN_LENGTH_MAX = 107 - len("/c//agent.sock") - 32
 
 
@@ -231,7 +231,10 @@ class Libpod:
             self._process.wait()
             self._process = None
         if self._client is not None:
-            self._client.close()
+            # close() of requests leaves idle connections to the garbage collector.
+            for adapter in self._client.adapters.values():
+                for key in list(adapter.poolmanager.pools.keys()):
+                    adapter.poolmanager.pools[key].close()
             self._client = None
 
     def _last_words(self) -> str:

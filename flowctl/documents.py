@@ -36,6 +36,7 @@ _LEFT_OUT = frozenset(
     {"__pycache__", ".git", ".hg", ".svn", ".bzr", "CVS"}
     | {".gitignore", ".gitattributes", ".gitmodules", ".hgignore", ".hgtags"}
 )
+_NPM_LINKS = ".bin"  # in node_modules: links to programs, which no handler can start
 PACKAGE_MAX_BYTES = 256 * 1024 * 1024  # held in memory here; the daemon's own limit is lower
 
 
@@ -103,15 +104,19 @@ def package_of(path: str) -> bytes:
     return data
 
 
-def pack(folder: str, made: Mapping[str, bytes] = MappingProxyType({})) -> bytes:
-    """The package (zip) of a handler's folder: its regular files, without leftovers, what was
-    `made` of them, and the authoring library if they import it.
+def pack(
+    folder: str,
+    made: Mapping[str, bytes] = MappingProxyType({}),
+    leave: Callable[[str], bool] = lambda name: False,
+) -> bytes:
+    """The package (zip) of a handler's folder: its regular files, without leftovers and what
+    `leave` says, what was `made` of them, and the authoring library if they import it.
 
     Raises Rejected for links and special files: what they point to is not in the folder.
     """
-    contents = {**dict(files_of(folder)), **made}
+    contents = {**dict(files_of(folder, leave)), **made}
     if "handler.json" not in contents:
-        raise Rejected(f"cannot publish {folder}: it has no handler.json; name a handler's folder")
+        raise Rejected(f"cannot pack {folder}: it has no handler.json; name a handler's folder")
     if not made and (file := _unbuilt(contents)) is not None:
         raise Rejected(
             f"cannot publish {folder}: {file} has to be made of its TypeScript; run flowctl "
@@ -175,12 +180,15 @@ def files_of(
 ) -> Iterator[tuple[str, bytes]]:
     """The files of a handler's folder: relative name and content. Raises Rejected for links.
 
-    Without what version control and Python leave there, and what `leave` says of a file's or a
+    Without what version control, Python and npm leave there, and what `leave` says of a file's or a
     folder's own name.
     """
     size = 0
     for place, folders, names in os.walk(folder, onerror=_cannot_list):
-        folders[:] = sorted(name for name in folders if name not in _LEFT_OUT and not leave(name))
+        left_out = (
+            _LEFT_OUT | {_NPM_LINKS} if os.path.basename(place) == "node_modules" else _LEFT_OUT
+        )
+        folders[:] = sorted(name for name in folders if name not in left_out and not leave(name))
         for name in [*folders, *sorted(names)]:
             if name in _LEFT_OUT or leave(name) or name.endswith((".pyc", ".pyo")):
                 continue
@@ -190,7 +198,7 @@ def files_of(
                 continue
             if not stat.S_ISREG(mode):
                 kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
-                raise Rejected(f"cannot publish {path}: it is {kind}; put the file itself there")
+                raise Rejected(f"cannot pack {path}: it is {kind}; put the file itself there")
             try:
                 # a link put there since the look above must not be followed
                 with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as stream:
@@ -199,9 +207,7 @@ def files_of(
                 raise Rejected(f"cannot read {path}: {(exc.strerror or '').lower()}") from exc
             size += len(data)
             if size > PACKAGE_MAX_BYTES:
-                raise Rejected(
-                    f"cannot publish {folder}: it has more than {PACKAGE_MAX_BYTES} bytes"
-                )
+                raise Rejected(f"cannot pack {folder}: it has more than {PACKAGE_MAX_BYTES} bytes")
             yield os.path.relpath(path, folder), data
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from flowctl import makeshift
 from flowctl.documents import bare_manifest, files_of, pack, refusals
 from flowctl.problems import NotReady, Rejected
 
@@ -81,7 +82,7 @@ def terms(folder: str, private: Sequence[str] = ()) -> dict[str, Any]:
     """What the handler in a folder may do, as `GET /v1/terms` answers. Raises Rejected."""
     from flowmonkeyd.terms import terms_json
 
-    with _unpacked(folder) as (_, manifest):
+    with _unpacked(folder, makeshift.scripts_of(folder)) as (_, manifest):
         return terms_json(manifest, _settings(manifest.type, private))
 
 
@@ -126,13 +127,13 @@ def describe(folder: str) -> Described:
 
     if imports_library(dict(files_of(folder))) is None:
         return Described()
-    with Trial(folder) as trial, _unpacked(folder, to_describe=True) as (place, manifest):
+    with Trial(folder) as trial, _unpacked(folder, _to_describe(folder)) as (place, manifest):
         return trial.describe(place, manifest)
 
 
 def with_test_values(folder: str, given: Given) -> Given:
     """What is given, on top of the handler's declared test values."""
-    with Trial(folder) as trial, _unpacked(folder, to_describe=True) as (place, manifest):
+    with Trial(folder) as trial, _unpacked(folder, _to_describe(folder)) as (place, manifest):
         return trial.with_test_values(place, manifest, given)
 
 
@@ -177,7 +178,7 @@ class Trial:
         from flowmonkeyd.replies import denial_text, masked, result_of
         from flowmonkeyd.terms import terms_of
 
-        with _unpacked(self.folder) as (place, manifest):
+        with _unpacked(self.folder, makeshift.made_of(self.folder)) as (place, manifest):
             granted = terms_of(manifest, _settings(manifest.type, self._private))
             if test_values:
                 given = self.with_test_values(place, manifest, given)
@@ -398,16 +399,20 @@ def _settings(handler_type: str, private: Sequence[str]) -> Any:
         raise Rejected(f"cannot allow private networks: {why}") from None
 
 
+def _to_describe(folder: str) -> dict[str, bytes]:
+    """What is made of a folder, with a manifest that says what to load and nothing else, so that
+    nothing of it is refused."""
+    return {**makeshift.made_of(folder), "handler.json": bare_manifest(folder)}
+
+
 @contextmanager
-def _unpacked(folder: str, to_describe: bool = False) -> Iterator[tuple[Path, Any]]:
-    """The package of a folder on disk as a daemon keeps it, with its manifest; one that is only
-    to be described has a manifest that says what to load and nothing that could be refused."""
+def _unpacked(folder: str, made: Mapping[str, bytes]) -> Iterator[tuple[Path, Any]]:
+    """The package of a folder and of what was made of it, on disk as a daemon keeps it, with its
+    manifest."""
     from flowmonkeyd.packages import Packages
 
-    made = _compiled(folder)
-    if to_describe:
-        made["handler.json"] = bare_manifest(folder)
-    data = pack(folder, made)
+    bundled = makeshift.NPM_PLACE if makeshift.packages_of(folder) else None
+    data = pack(folder, made, lambda name: name == bundled)
     place = tempfile.mkdtemp(prefix="flowctl-")
     try:
         packages = Packages(Path(place))
@@ -416,22 +421,6 @@ def _unpacked(folder: str, to_describe: bool = False) -> Iterator[tuple[Path, An
         yield packages.path(received.digest), received.manifest
     finally:
         shutil.rmtree(place, ignore_errors=True)
-
-
-def _compiled(folder: str) -> dict[str, bytes]:
-    """The file that a handler in TypeScript is run from, test values and all; types are checked
-    by a build only."""
-    try:
-        entrypoint = json.loads(Path(folder, "handler.json").read_bytes())["handler"]["entrypoint"]
-        file = entrypoint.rpartition(":")[0]
-        start = Path(folder, file).with_suffix(".ts")
-        if Path(folder, file).exists() or not start.exists():
-            return {}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return {}  # publishing's own checks tell
-    from flowctl.build.script_source import transpiled
-
-    return {file: transpiled(folder, start.relative_to(folder).as_posix(), file)}
 
 
 @contextmanager

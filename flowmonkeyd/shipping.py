@@ -79,7 +79,8 @@ async def install(engine: Engine, packages: Packages, settings: Settings) -> lis
             await _publish(engine, packages, settings, files, key)
             published.append(handler_type)
         except FlowMonkeyError as exc:
-            log.warning("the shipped handler %s is not published: %s", handler_type, exc.message)
+            why = "; ".join([exc.message, *(problem.message for problem in exc.problems)])
+            log.warning("the shipped handler %s is not published: %s", handler_type, why)
     return published
 
 

@@ -65,7 +65,7 @@ class Secrets(Mapping[str, str]):
         try:
             return self._values[name]
         except KeyError:
-            raise KeyError(f"no secret {name!r}: declare it in handler.json") from None
+            raise KeyError(f"no secret {name!r}: not in handler.json, or not set") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)

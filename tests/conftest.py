@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Generator, Iterator
@@ -20,6 +21,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # An editor may save these meanwhile; a test would leave a database, a socket, a log.
 SOURCES = (".py", ".md", ".sql", ".lock", ".cfg", ".toml", ".service", ".socket", ".json", ".yaml")
+
+# In the background of a shell (`pytest &`) Ctrl-C is ignored, and so it would be by all that the
+# tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _before = pytest.StashKey[dict[str, set[str]]]()
 

@@ -198,7 +198,7 @@ def _made_of_scripts(start: str, manifest: Manifest, files: Mapping[str, bytes])
     out = manifest.entrypoint.rpartition(":")[0]
     code = {n: d for n, d in files.items() if script_source.is_source(n) or n in _DIRECTIONS}
     other = {n: d for n, d in files.items() if n not in code and n != MANIFEST}
-    got = script_source.bundle(start, out, code, vendor.library() / "node")
+    got = script_source.bundle(start, out, other | code, vendor.library() / "node")
     asked = {**other, out: got.asked} if got.asked is not None else {}
     own = {**other, **got.stripped, out: got.code}
     parts = got.parts if got.asked is None else (*got.parts, _LIBRARY_PART)
@@ -219,8 +219,10 @@ def _declare(document: dict[str, Any], made: _Made, name: str) -> None:
         return
     from flowctl.trial import describe
 
+    # Its dependencies are there already.
+    alone = {name: value for name, value in document.items() if name != "dependencies"}
     with TemporaryDirectory(prefix="flowctl-asked-") as place:
-        for file, content in {**made.asked, MANIFEST: _json(document)}.items():
+        for file, content in {**made.asked, MANIFEST: _json(alone)}.items():
             path = Path(place, file)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from flowctl.problems import Rejected
 
-__all__ = ["SCRIPTS", "install", "node", "npm_ci"]
+__all__ = ["SCRIPTS", "cache", "install", "node", "npm_ci"]
 
 # The programs that use the tools, and the lock.
 SCRIPTS = Path(__file__).with_name("node")
@@ -30,7 +30,7 @@ def install() -> Path:
     Raises Rejected when that cannot be done.
     """
     lock = b"".join((SCRIPTS / name).read_bytes() for name in _LOCK)
-    place = _cache() / f"tools-{hashlib.sha256(lock).hexdigest()[:16]}"
+    place = cache() / f"tools-{hashlib.sha256(lock).hexdigest()[:16]}"
     if place.is_dir():
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -89,5 +89,6 @@ def _errors(told: str) -> tuple[str, ...]:
     return tuple(line for line in lines if line)[:10]
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """The user's folder for what can be fetched again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowmonkey"

@@ -7,11 +7,16 @@ dependency asks for. What depends on this machine or on the day (scripts, record
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from email.message import Message
@@ -21,13 +26,15 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
+from flowctl.build import tools
 from flowctl.problems import Rejected
 
-__all__ = ["LOCK", "Part", "Vendored", "vendor"]
+__all__ = ["LOCK", "Part", "Vendored", "kept", "vendor"]
 
 # Constraints of pip, with hashes if wanted: what makes the same versions on every day.
 LOCK = "requirements.lock"
 DOWNLOAD_TIMEOUT_S = 600
+KEPT_S = 86_400  # a new version is seen the day after
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(\[[A-Za-z0-9._,-]+\])?")
 _NOT_FOUND = re.compile(r"No matching distribution found for ([^\n]+)")
 _SETTLED = re.compile(r"={2,3}\s*[^*,]+")
@@ -74,6 +81,29 @@ def vendor(dependencies: Mapping[str, str], lock: bytes | None) -> Vendored:
         target = Path(place, "target")
         _install(wanted, lock, Path(place), target)
         return Vendored(dict(_files(target)), tuple(_parts(target)), tuple(_unsettled(wanted)))
+
+
+def kept(dependencies: Mapping[str, str], lock: bytes | None) -> Mapping[str, bytes]:
+    """The files of `vendor`, which are fetched once a day and kept in the user's cache: for who
+    tries a handler, again and again. Raises Rejected as that."""
+    settings = sorted(one for one in os.environ.items() if one[0].startswith("PIP_"))
+    asked = [sys.version, sys.platform, sorted(dependencies.items()), settings, str(lock)]
+    name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    place = tools.cache() / "wheels"
+    place.mkdir(parents=True, exist_ok=True)
+    for old in place.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another one tidies up too
+            if time.time() - old.stat().st_mtime > KEPT_S:
+                old.unlink()
+    with contextlib.suppress(FileNotFoundError), zipfile.ZipFile(place / name) as archive:
+        return {one: archive.read(one) for one in archive.namelist()}
+    files = vendor(dependencies, lock).files
+    fd, incoming = tempfile.mkstemp(dir=place)
+    with open(fd, "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
+        for one, content in files.items():
+            archive.writestr(one, content)
+    os.replace(incoming, place / name)
+    return files
 
 
 def _requirements(dependencies: Mapping[str, str]) -> list[Requirement]:

@@ -171,7 +171,7 @@ function secrets(values) {
   return new Proxy(freeze(own), {
     get(target, name) {
       if (typeof name === 'symbol' || hasOwn(target, name) || name === 'then') return target[name];
-      throw new ReferenceError(`no secret '${name}': declare it in handler.json`);
+      throw new ReferenceError(`no secret '${name}': not in handler.json, or not set`);
     },
   });
 }

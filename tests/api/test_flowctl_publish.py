@@ -71,7 +71,7 @@ def test_publish_refuses_links_whatever_they_point_to(daemon, tmp_path, name):
     (folder / name).symlink_to("/etc/passwd" if name != "folder" else "lib")
     result = flowctl("handler", "publish", str(folder))
     assert (result.code, daemon.requests) == (5, [])
-    assert f"cannot publish {folder / name}: it is a symbolic link" in result.err
+    assert f"cannot pack {folder / name}: it is a symbolic link" in result.err
 
 
 def test_publish_refuses_what_is_no_file(daemon, tmp_path):
@@ -87,5 +87,5 @@ def test_publish_of_a_folder_without_a_manifest_says_so(daemon, tmp_path):
     result = flowctl("handler", "publish", "empty")
     assert (result.code, result.out, daemon.requests) == (5, "", [])
     assert result.err == (
-        "flowctl: cannot publish empty: it has no handler.json; name a handler's folder\n"
+        "flowctl: cannot pack empty: it has no handler.json; name a handler's folder\n"
     )

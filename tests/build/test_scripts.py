@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import tarfile
 
 import pytest
 
@@ -48,6 +50,9 @@ export class Hello {
 GREET = "export const greet = (name: string): string => `hello ${name} `;\n"
 FUNCTION = "exports.handle = async (input, ctx) => ({ twice: require('./two').two * input.n });\n"
 JS = {"handler": {**MANIFEST["handler"], "entrypoint": "handler.js:handle"}}
+
+
+FUNCTION_IN_TS = {"handler": {**MANIFEST["handler"], "entrypoint": "handler.js:handle"}}
 
 
 @pytest.fixture
@@ -109,7 +114,10 @@ def test_a_function_in_javascript_is_bundled_and_runs(typescript, tmp_path):
          "handler.ts:1", "Cannot find module './nosuch'"),
         ({"handler.ts": "import x from 'left-pad';\nexport const handle = () => x;\n"},
          "handler.ts:1", "Cannot find module 'left-pad'"),
-        ({"handler.ts": CLASS.replace("name!: string", "name!: number")}, "handler.ts:", "type"),
+        ({"handler.ts": CLASS.replace("name!: string", "name!: number")}, "handler.ts:8",
+         ": the field's type is number, and what is declared of it lets through string"),
+        ({"handler.ts": CLASS.replace("{ greet }", "{ greeted }")},
+         "handler.ts:2", """'"./lib/greet"' has no exported member named 'greeted'"""),
         ({"handler.ts": CLASS.replace("'tested-name'", "greet('a')")}, "handler.ts:9",
          "cannot tell what this test value is"),
         ({"handler.ts": CLASS.replace("return {", "console.log(SAMPLE);\n    return {")},
@@ -126,6 +134,16 @@ def test_what_does_not_compile_or_resolve_is_refused_with_its_line(typescript, f
         build(typescript(files))
     told = [one for one in caught.value.lines if one.startswith(line) and why in one]
     assert told, caught.value.message
+
+
+def test_json_can_be_imported_and_read(typescript, tmp_path):
+    source = (
+        "import data from './lib/data.json';\nexport const handle = () => data.words.join(' ');\n"
+    )
+    data = {"lib/data.json": '{"words": ["from", "json"]}'}
+    built = build(typescript({"handler.ts": source, "handler.json": FUNCTION_IN_TS, **data}))
+    assert "lib/data.json" in read_archive(built.data)
+    assert ran(built, tmp_path, Given())["output"] == "from json"
 
 
 def test_a_secret_in_a_source_is_told_at_its_own_line(typescript):
@@ -173,3 +191,28 @@ def test_a_package_of_npm_is_bundled_listed_and_its_scripts_are_not_run(typescri
     built = build(place)
     assert ran(built, tmp_path, Given({"n": 21}, True))["output"] == 42
     assert not mark.exists()
+
+
+def test_a_package_of_npm_without_types_is_told_by_its_name(typescript):
+    code, package = (
+        io.BytesIO(b"module.exports = 2;\n"),
+        io.BytesIO(b'{"name": "two", "version": "1.0.0"}'),
+    )
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as out:
+        for name, stream in (("index.js", code), ("package.json", package)):
+            entry = tarfile.TarInfo(f"package/{name}")
+            entry.size = len(stream.getvalue())
+            out.addfile(entry, stream)
+    needs = {"dependencies": {"two": "file:two.tgz"}}
+    locked = {"": needs, "node_modules/two": {"version": "1.0.0", "resolved": "file:two.tgz"}}
+    files = {
+        "handler.ts": "import two from 'two';\nexport const handle = () => two;\n",
+        "two.tgz": packed.getvalue(),
+        "package.json": needs,
+        "package-lock.json": {"lockfileVersion": 3, "packages": locked},
+    }
+    with pytest.raises(Rejected) as caught:
+        build(typescript(files))
+    said = "Could not find a declaration file for module 'two'. 'node_modules/two/index.js'"
+    assert caught.value.lines[0].startswith(f"handler.ts:1: {said}")

@@ -121,7 +121,7 @@ def test_updates_and_events_come_with_every_outcome(run):
         ("ctx.success(1, {next: ''})", "cannot use '' as next"),
         ("ctx.wait({durationMs: -1})", "cannot wait -1 ms"),
         ("ctx.wait({durationMs: 1.5})", "cannot wait 1.5 ms"),
-        ("ctx.secrets.missing", "no secret 'missing': declare it in handler.json"),
+        ("ctx.secrets.missing", "no secret 'missing': not in handler.json, or not set"),
     ],
 )
 def test_misuse_of_ctx_is_an_error_that_says_so(run, code, says):

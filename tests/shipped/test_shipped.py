@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import re
 import stat
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from flowmonkeyd.documents.flow import parse_flow
 from flowmonkeyd.shipping import TYPES, package_of
 from sandbox import Call, Egress, Ending, Policy, Pool, PoolSettings
 from tests.crash.daemon import Daemon
@@ -275,6 +277,30 @@ async def test_webhook_gives_up(run, server, path, change, code, tries):
 
 
 @pytest.mark.slow
+def test_what_an_operator_does_not_allow_is_told_at_the_start(tmp_path: Path) -> None:
+    limits = {"FLOWMONKEY_HANDLERS__ALLOW__CPU": "0.2", "FLOWMONKEY_SHIPPED__INSTALL": "true"}
+    daemon = Daemon(tmp_path, **limits)
+    try:
+        daemon.start()
+        with closing(daemon.client()) as client:
+            assert client.must("GET", "/v1/handlers")["items"] == []
+        assert daemon.stop() == 0
+        told = [line for line in daemon.log.read_text().splitlines() if "is not published" in line]
+        assert len(told) == len(TYPES)
+        assert all("raise handlers.allow.cpu from 0.2" in line for line in told), told
+    finally:
+        daemon.close()
+
+
+def test_the_examples_of_the_page_are_steps() -> None:
+    page = (Path(__file__).parents[2] / "docs/shipped.md").read_text()
+    steps = [json.loads(text) for text in re.findall(r"```json\n(.*?)```", page, re.DOTALL)]
+    assert [one["type"] for one in steps] == ["http", "transform"]
+    for one in steps:
+        flow = {"id": "a", "version": "1.0.0", "initialStepId": one["id"]}
+        parse_flow({**flow, "steps": {one["id"]: one}})
+
+
 def test_a_daemon_publishes_them_signed_by_its_installation_and_runs_them(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, FLOWMONKEY_SHIPPED__INSTALL="true")
     code = {"code": "output = input * 2"}

@@ -49,9 +49,9 @@ def terms_of(manifest: Manifest, settings: Settings) -> Terms:
     reuse = None
     if own.policy == "reuse":
         reuse = Reuse(own.reuseUses, own.reuseIdleMs, own.reuseAgeMs)
-    return Terms(
-        limits, Policy(manifest.filesystem, egress_of(manifest, settings)), reuse, own.preload
-    )
+    egress = egress_of(manifest, settings)
+    preload = own.preload and egress is None
+    return Terms(limits, Policy(manifest.filesystem, egress), reuse, preload)
 
 
 def egress_of(manifest: Manifest, settings: Settings) -> Egress | None:

@@ -251,7 +251,8 @@ class Call:
     one by now is to have another path. `entrypoint` is "file.py:name" (node: "file.js:name").
     `input`, `config` are JSON values or JsonText; `context` is a mapping or its JSON text as bytes
     and is sent only if the handler reads it. `reuse` None: a new process, used once. `preload`:
-    processes that wait for this package may import the handler before there is a call.
+    processes that wait for this package may import the handler before there is a call, unless it
+    has network.
     """
 
     package_dir: str

@@ -48,7 +48,11 @@ def _profile(runtime: str, network: bool, heap_mib: int) -> Profile:
 
 
 def fitting_of(call: Call) -> Fitting:
-    """What a child is given for a call before the call itself."""
+    """What a child is given for a call before the call itself.
+
+    Nothing of a handler with network runs ahead: while another execution has the slot's gateway,
+    it would reach what that one may.
+    """
     limits = call.limits
     uses = 1 if call.reuse is None else call.reuse.uses
     cpu_ms = uses * limits.cpu_time_ms
@@ -62,7 +66,7 @@ def fitting_of(call: Call) -> Fitting:
         temp,
         limits.cores,
         call.entrypoint,
-        call.preload,
+        call.preload and call.policy.network is None,
         call.reuse is not None,
     )
 

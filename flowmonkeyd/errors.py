@@ -143,6 +143,8 @@ CODES: dict[str, str] = {
     "EXECUTION_EXISTS": "an execution with this id exists already",
     "NOT_WAITING": "the execution does not wait",
     "EXECUTION_ENDED": "the execution has ended",
+    "NOT_RUNNING": "the job does not run now",
+    "JOB_ENDED": "the job has ended",
     "SIGNATURE_INVALID": "the package is not what its signature was made for",
     "SIGNATURE_REQUIRED": "only signed packages are published here, and this one is not",
     "PUBLISHER_NOT_TRUSTED": "the key that signed the package is not trusted here, or was revoked",

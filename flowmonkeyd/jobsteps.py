@@ -95,14 +95,14 @@ def attempted(
     _bill(tx, job, active_ns, record, record.execution.step_count + 1, quotas)
     shown: dict[str, Any] = {"attempt": job.attempt, "activeMs": active_ns // 10**6}
     if error is None:
-        job = _ended(tx, job, "complete", active_ns, keep_ms, None)
+        job = _ended(tx, job, "complete", keep_ms, None)
         told(tx, job, "job.completed", shown)
         return
     shown |= {"code": error.code, "message": error.message, "retry": is_retried}
     if is_retried:
         job = _again(tx, job, "again", active_ns, error)
     else:
-        job = _ended(tx, job, "fail", active_ns, keep_ms, error)
+        job = _ended(tx, job, "fail", keep_ms, error)
     told(tx, job, "job.failed", shown)
 
 
@@ -120,7 +120,7 @@ def orphaned(
         tx.hints.evicted.add(job.instance)
     why = record.execution.error or {}
     error = StepError(str(why.get("code")), str(why.get("message")), retryable=False)
-    job = _ended(tx, job, move, active_ns, keep_ms, error)
+    job = _ended(tx, job, move, keep_ms, error)
     name = "job.cancelled" if move == "cancel" else "job.failed"
     shown = {"attempt": job.attempt, "activeMs": active_ns // 10**6, "code": error.code}
     told(tx, job, name, shown)
@@ -184,9 +184,7 @@ def _again(tx: Tx, job: Job, move: str, active_ns: int, error: StepError | None)
     )
 
 
-def _ended(
-    tx: Tx, job: Job, move: str, active_ns: int, keep_ms: int, error: StepError | None
-) -> Job:
+def _ended(tx: Tx, job: Job, move: str, keep_ms: int, error: StepError | None) -> Job:
     last_pause_ms, paused_ms = job.last_pause_ms, job.paused_ms
     if job.paused_at_ms is not None:
         last_pause_ms = max(0, tx.now_ms - job.paused_at_ms)
@@ -197,7 +195,6 @@ def _ended(
         move,
         instance=None,
         container=None,
-        active_before_ns=active_ns,
         resume=None,
         resuming=None,
         paused_at_ms=None,

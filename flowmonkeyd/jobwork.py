@@ -14,7 +14,7 @@ from typing import Any
 
 from flowmonkeyd import decide, jobsteps
 from flowmonkeyd.billing import segment_start_ns
-from flowmonkeyd.errors import Invalid, NotFound, Superseded
+from flowmonkeyd.errors import Conflict, Invalid, NotFound, Superseded
 from flowmonkeyd.jobmodel import (
     CHECKPOINT_NAMES_MAX,
     Checkpoint,
@@ -26,9 +26,9 @@ from flowmonkeyd.jobmodel import (
     NewCheckpoint,
     Progress,
 )
-from flowmonkeyd.model import RetryPolicy, StepError, Task, Wait, WaitKind
+from flowmonkeyd.model import CancelSource, RetryPolicy, StepError, Task, Wait, WaitKind
 from flowmonkeyd.steps import Steps
-from flowmonkeyd.store import Store, Tx, checkpoints, executions, jobs, segments, tasks
+from flowmonkeyd.store import Store, Tx, checkpoints, executions, jobs, segments, tasks, waits
 from flowmonkeyd.work import leased
 
 __all__ = ["JobWork"]
@@ -320,6 +320,39 @@ class JobWork:
             return True
 
         return await self.store.write(change)
+
+    async def resume_job(self, job: int, data: Any) -> None:
+        """End a job's pause by hand. Raises Conflict when it is not paused, Invalid for data that
+        no context could hold."""
+
+        def change(tx: Tx) -> None:
+            found = _found(tx, job)
+            wait = waits.get(tx, found.execution)
+            if found.state is not JobState.PAUSED or wait is None:
+                message = f"cannot resume job {found.id}: it is {found.state.value}"
+                raise Conflict(message, code="NOT_WAITING")
+            record = executions.load(tx, found.execution)
+            outcome = self._steps.woken(tx, record, wait, data, "hand")
+            if isinstance(outcome, StepError):
+                message = f"cannot resume job {found.id}: {outcome.message}"
+                raise Invalid(message, code=outcome.code)
+
+        await self.store.write(change)
+
+    async def cancel_job(
+        self, job: int, source: CancelSource, reason: str | None, by: str | None = None
+    ) -> None:
+        """Cancel the execution of a job that has not ended. Raises Conflict when it has, even if
+        its execution goes on."""
+
+        def change(tx: Tx) -> None:
+            found = _found(tx, job)
+            if found.state.is_final:
+                message = f"cannot cancel job {found.id}: it has ended ({found.state.value})"
+                raise Conflict(message, code="JOB_ENDED")
+            self._steps.cancelled(tx, found.execution, source, reason, by)
+
+        await self.store.write(change)
 
     async def instances_wanted(self) -> dict[str, tuple[int, JobState]]:
         """Every instance that has a job, with the job's key and state: the containers to adopt, and

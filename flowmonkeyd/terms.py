@@ -10,14 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flowmonkeyd.billing import nanos
 from flowmonkeyd.documents.manifest import Manifest
 from flowmonkeyd.documents.targets import both
-from flowmonkeyd.jobmodel import JobPlan
 from flowmonkeyd.settings import SandboxNetwork, Settings
 from sandbox import Egress, Limits, Policy, Reuse
 
-__all__ = ["Terms", "egress_of", "plan_of", "terms_json", "terms_of"]
+__all__ = ["Terms", "egress_of", "terms_json", "terms_of"]
 
 MIB = 1024 * 1024
 CPU_SHARE_MIN = 0.01
@@ -82,23 +80,6 @@ def egress_of(manifest: Manifest, settings: Settings) -> Egress | None:
         at_once=jobs.connectionsAtOnce,
         bytes=jobs.bytesMax,
         dns_queries=jobs.dnsQueriesMax,
-    )
-
-
-def plan_of(manifest: Manifest, timeout_ms: int | None, settings: Settings) -> JobPlan:
-    """What a job of a stateful handler may take; `timeout_ms` is the step's own time, if it has
-    one, in place of the handler's default, and never beyond its hard limit."""
-    stateful = manifest.stateful
-    assert stateful is not None
-    asked_ms = manifest.timeout_ms if timeout_ms is None else timeout_ms
-    return JobPlan(
-        resources=stateful.resources,
-        nanos_per_s=nanos(settings.billing.jobs.of(stateful.resources)),
-        ttl_ms=min(asked_ms, stateful.ttl_hard_ms),
-        ttl_soft_ms=stateful.ttl_soft_ms,
-        ttl_hard_ms=stateful.ttl_hard_ms,
-        attempts_max=settings.jobs.maxAttempts,
-        checkpoint_bytes_max=stateful.checkpoint_bytes_max,
     )
 
 

@@ -59,7 +59,7 @@ DOORS = {
         "flowmonkeyd/documents/",
         *(
             f"flowmonkeyd/api/{name}.py"
-            for name in ("wire", "requests", "routes", "publishers", "vault")
+            for name in ("jobs", "publishers", "requests", "routes", "vault", "wire")
         ),
     ),
     "pydantic_core": ("flowmonkeyd/jsontext.py",),

@@ -37,6 +37,7 @@ __all__ = [
     "Api",
     "BadJson",
     "Gone",
+    "Jobs",
     "Lines",
     "Unsupported",
     "Vitals",
@@ -90,6 +91,13 @@ class Vitals(Protocol):
     async def metrics(self) -> str: ...
 
 
+class Jobs(Protocol):
+    """Who runs the containers of stateful handlers (`flowmonkeyd.jobs`)."""
+
+    async def pause(self, job_id: str, by: str, reason: str | None) -> None:
+        """Freeze a running job and save that it is paused. Raises Conflict when it does not run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Api:
     """The parts that the API's functions speak to."""
@@ -100,6 +108,7 @@ class Api:
     settings: Settings
     vitals: Vitals
     vault: Vault | None = None
+    jobs: Jobs | None = None  # None: this daemon runs no containers
     clock: Clock = field(default_factory=SystemClock)
     is_draining: Callable[[], bool] = lambda: False
 

@@ -17,7 +17,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from flowmonkeyd import __version__
-from flowmonkeyd.api import billing, catalog, executions, operations, pools, publishers, vault, wire
+from flowmonkeyd.api import (
+    billing,
+    catalog,
+    checkpoints,
+    executions,
+    jobs,
+    operations,
+    pools,
+    publishers,
+    vault,
+    wire,
+)
 from flowmonkeyd.api.requests import Api, answer
 
 __all__ = ["ROUTES", "Route", "openapi"]
@@ -46,8 +57,8 @@ async def _describe(api: Api, request: Request) -> Response:
 PAGE = ("limit", "cursor")
 STREAM = ("after", "follow", *PAGE)
 E = wire.ExecutionShape
-
 H = wire.HandlerShape
+J = jobs.JobShape
 
 ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/executions", executions.create, "Start an execution",
@@ -108,6 +119,19 @@ ROUTES: tuple[Route, ...] = (
           "Hand a namespace over", publishers.GiveBody, publishers.GivenShape),
     Route("GET", "/v1/billing", billing.show, "What was billed, by group", None,
           billing.BillingShape, ("tenant", "since", "until", "groupBy")),
+    Route("GET", "/v1/jobs", jobs.list_jobs, "List jobs, newest first", None, wire.Page[J],
+          ("status", "flow", "tenant", "execution", *PAGE)),
+    Route("GET", "/v1/jobs/{id}", jobs.show_job, "Show a job", None, J),
+    Route("POST", "/v1/jobs/{id}/pause", jobs.pause_job, "Freeze a running job",
+          jobs.PauseBody, J),
+    Route("POST", "/v1/jobs/{id}/resume", jobs.resume_job, "End a job's pause",
+          jobs.JobResumeBody, J),
+    Route("POST", "/v1/jobs/{id}/cancel", jobs.cancel_job, "Cancel a job's execution",
+          wire.CancelBody, J),
+    Route("GET", "/v1/jobs/{id}/checkpoints", checkpoints.list_checkpoints,
+          "List what a job keeps", None, wire.Page[jobs.CheckpointShape]),
+    Route("GET", "/v1/jobs/{id}/checkpoint", checkpoints.download,
+          "Download a checkpoint: JSON, or bytes", None, None, ("name",)),
     Route("PUT", "/v1/secrets/{name}", vault.put_secret, "Keep a secret", vault.SecretBody,
           vault.SecretShape, ("tenant",)),
     Route("DELETE", "/v1/secrets/{name}", vault.remove_secret, "Forget a secret", None,

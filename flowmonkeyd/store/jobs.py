@@ -206,6 +206,7 @@ class Page:
     before_key: int | None = None
     states: tuple[str, ...] = ()
     flow_id: str | None = None
+    flow_version: str | None = None
     tenant_id: str | None = None
     execution_id: str | None = None
 
@@ -251,17 +252,23 @@ def list_page(conn: sqlite3.Connection, page: Page) -> list[Shown]:
         marks = ", ".join(f":state{n}" for n in range(len(page.states)))
         where.append(f"j.state IN ({marks})")
     if page.flow_id is not None:
-        where.append("f.id = :flow")
+        where.append(
+            "e.flow IN (SELECT key FROM flows WHERE id = :flow"
+            " AND (:version IS NULL OR version = :version))"
+        )
     if page.tenant_id is not None:
         where.append("e.tenant = :tenant")
     if page.execution_id is not None:
         where.append("j.execution IN (SELECT key FROM executions WHERE id = :execution)")
+    # Keys first, as in the list of executions.
     rows = conn.execute(
-        f"SELECT {_COLUMNS}{_SHOWN}{_SHOWN_FROM} WHERE {' AND '.join(where)}"
-        " ORDER BY j.key DESC LIMIT :limit",
+        f"SELECT {_COLUMNS}{_SHOWN}{_SHOWN_FROM} WHERE j.key IN (SELECT j.key FROM jobs j"
+        f" JOIN executions e ON e.key = j.execution WHERE {' AND '.join(where)}"
+        " ORDER BY j.key DESC LIMIT :limit) ORDER BY j.key DESC LIMIT :limit",
         {
             "before": page.before_key,
             "flow": page.flow_id,
+            "version": page.flow_version,
             "tenant": page.tenant_id,
             "execution": page.execution_id,
             "limit": page.limit,

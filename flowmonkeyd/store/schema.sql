@@ -331,6 +331,8 @@ CREATE TABLE jobs (
 
 CREATE UNIQUE INDEX jobs_live ON jobs (execution) WHERE finished_at_ms IS NULL;
 
+CREATE INDEX jobs_by_state ON jobs (state);
+
 CREATE UNIQUE INDEX jobs_by_instance ON jobs (instance) WHERE instance IS NOT NULL;
 
 CREATE INDEX jobs_by_expiry ON jobs (expires_at_ms) WHERE expires_at_ms IS NOT NULL;

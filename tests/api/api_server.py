@@ -74,6 +74,7 @@ class Served:
         self.feed = Feed()
         self.packages = Packages(directory / "packages")
         self.directory = directory
+        self.clock = SystemClock()
 
     async def call(self, method, path, body=None, headers=None):
         return await asyncio.to_thread(self.call_now, method, path, body, headers)
@@ -91,9 +92,9 @@ class Served:
 
 
 @asynccontextmanager
-async def served(directory: Path, **given: str):
+async def served(directory: Path, jobs=None, **given: str):
     """The API on a directory, with dispatcher and timers, until the block ends; `given` are
-    settings by their keys, with `__` for dots."""
+    settings by their keys, with `__` for dots; `jobs(engine)` is who runs containers."""
     it = Served(directory)
     environ = {"FLOWMONKEY_API__BODY_BYTES_MAX": "2000000"}
     flags = {"dataDir": str(directory), "socket": str(it.socket)}
@@ -112,7 +113,8 @@ async def served(directory: Path, **given: str):
     stateless = Stateless(pool, it.packages, it.engine, SystemClock(), settings, vault)
     vitals = Vitals(it.store, dispatcher, pool, stateless)
     vitals.phase = "ready"
-    api = Api(it.engine, it.packages, it.feed, settings, vitals, vault)
+    runs = None if jobs is None else jobs(it.engine)
+    api = Api(it.engine, it.packages, it.feed, settings, vitals, vault, runs)
     server = Server(application(api), it.socket, 0o660, [])
     server.bind()
     await it.store.open()

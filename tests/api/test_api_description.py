@@ -1,13 +1,17 @@
 """The OpenAPI document and the answers are held together: what is described is what comes."""
 
 import json
+from functools import partial
 
 import pytest
 
 from flowmonkeyd.api.routes import ROUTES, openapi
 from flowmonkeyd.documents.archive import pack_files
 from flowmonkeyd.documents.signing import PrivateKey
+from flowmonkeyd.jobmodel import Progress
+from flowmonkeyd.model import StepError
 from tests.api.api_server import SWITCH, served
+from tests.jobs.instances import ByHand, Machine, publish
 
 HANDLER = {
     "handler.json": json.dumps({"handler": {"type": "add", "version": "1.2.0"}}).encode(),
@@ -36,7 +40,7 @@ def test_every_reference_in_the_description_leads_somewhere():
 
 
 def test_every_body_and_answer_is_described():
-    plain = {"/v1/openapi.json", "/metrics"}
+    plain = {"/v1/openapi.json", "/metrics", "/v1/jobs/{id}/checkpoint"}
     assert [r.path for r in ROUTES if r.response is None and r.path not in plain] == []
     document = openapi()
     for route in ROUTES:
@@ -49,7 +53,9 @@ def test_every_body_and_answer_is_described():
 
 @pytest.fixture
 async def api(tmp_path):
-    async with served(tmp_path) as api:
+    instances = {}
+    async with served(tmp_path, jobs=partial(ByHand, instances=instances)) as api:
+        api.instances = instances
         yield api
 
 
@@ -117,4 +123,31 @@ async def test_every_route_answers_in_the_shape_it_is_described_with(api):
     assert (await check("GET", "/v1/secrets")).json["items"]
     await check("POST", "/v1/secrets:rotateKey")
     await check("DELETE", "/v1/secrets/key?tenant=a", route=secret)
+    await described_jobs(api, check)
     assert seen == set(MODELS)
+
+
+async def described_jobs(api, check):
+    """A job in every state that shows something else."""
+    await publish(api, "film")
+    flow = {"id": "film", "version": "1.0.0", "initialStepId": "s"}
+    film = {"id": "s", "type": "film", "input": {"type": "full"}}
+    await check("PUT", "/v1/flows", {**flow, "steps": {"s": film}})
+    await check("POST", "/v1/executions", {"flow": "film"})
+    machine = Machine(api)
+    instance = await machine.start()
+    await instance.beat(Progress(50, "half", 1000))
+    await instance.save(b"{}")
+    one = "/v1/jobs/{id}"
+    path = f"/v1/jobs/{instance.job.id}"
+    for part in ("", "/checkpoints", "/checkpoint"):
+        await check("GET", path + part, route=one + part)
+    api.instances[instance.job.id] = instance
+    paused = await check("POST", f"{path}/pause", {"reason": "lunch"}, route=f"{one}/pause")
+    assert paused.json["pause"]["byHand"]
+    await check("POST", f"{path}/resume", {}, route=f"{one}/resume")
+    instance = await machine.start()
+    await api.engine.lose_instance(instance.fence, None, StepError("JOB_LOST", "gone"))
+    assert (await check("GET", path, route=one)).json["error"]["code"] == "JOB_LOST"
+    await check("POST", f"{path}/cancel", {}, route=f"{one}/cancel")
+    assert (await check("GET", "/v1/jobs")).json["items"]

@@ -8,6 +8,8 @@ from hashlib import sha256
 from typing import Any
 
 from flowmonkeyd import jsontext
+from flowmonkeyd.engine import Engine
+from flowmonkeyd.errors import Conflict
 from flowmonkeyd.jobmodel import Fence, Job, JobPlan, NewCheckpoint, Progress
 from flowmonkeyd.model import (
     JobEnd,
@@ -21,7 +23,7 @@ from flowmonkeyd.model import (
 )
 from flowmonkeyd.testing import FlowHarness
 
-__all__ = ["HOUR_MS", "PLAN", "Instance", "Machine", "keep", "publish"]
+__all__ = ["HOUR_MS", "PLAN", "ByHand", "Instance", "Machine", "keep", "publish"]
 
 HOUR_MS = 3600_000
 PLAN = JobPlan(
@@ -50,7 +52,8 @@ def keep(data: bytes, name: str = "default", file: str | None = None) -> NewChec
 class Machine:
     """The machine: boots, and its clock that runs with the harness's."""
 
-    def __init__(self, fm: FlowHarness) -> None:
+    def __init__(self, fm: Any) -> None:
+        """`fm` has an engine and a clock: a FlowHarness, or a served API."""
         self._fm = fm
         self._booted_ms = fm.clock.now_ms()
         self.boot = "boot 1"
@@ -152,3 +155,17 @@ class Instance:
         end = JobEnd(self.job.key, self.name, self.number(), self.machine.ns)
         result = TaskResult(outcome, output=output, error=error, worker_id=self.name, job=end)
         await self.fm.engine.finish(self.task.key, self.task.lease_id, result)
+
+
+@dataclass
+class ByHand:
+    """Who runs the containers, as the API knows it: pauses the instances that it was given."""
+
+    engine: Engine
+    instances: dict[str, Instance]
+
+    async def pause(self, job_id: str, by: str, reason: str | None) -> None:
+        instance = self.instances.get(job_id)
+        if instance is None:
+            raise Conflict(f"cannot pause job {job_id}: it is not running", code="NOT_RUNNING")
+        await self.engine.pause_by_hand(instance.fence, by, reason, None, instance.machine.ns)

@@ -59,6 +59,7 @@ _GPU = "gpu"
 _LABEL = "flowmonkey."
 # Podman refuses to remove what is just ending or just starting; a moment later it does.
 _REMOVE_TRIES, _REMOVE_AGAIN_S = 6, 0.15
+_BY_FORCE = {"force": "true", "timeout": 0, "v": "true"}
 # Frozen within 0.2 ms, as a rule.
 _FREEZE_TRIES, _FREEZE_ROUND, _FREEZE_AGAIN_S = 1000, 20, 0.001
 _BEGIN_TRIES, _BEGIN_AGAIN_S = 5000, 0.001
@@ -160,6 +161,10 @@ class Containers:
     async def thaw(self, container: Container) -> None:
         """Let it go on. Its clocks have jumped. Raises ContainerError."""
         await self._switch(container, frozen=False)
+
+    def pidfd(self, container: Container) -> int:
+        """Its first process, for who is to enter its namespaces now. KeyError if it is killed."""
+        return self._deaths.pidfd(container.instance)
 
     async def ended(self, container: Container) -> Exit:
         """Wait until its first process has ended, and say how."""
@@ -299,6 +304,7 @@ class Containers:
             labels={**spec.labels, **{f"{_LABEL}{key}": one for key, one in named.items()}},
             limits=replace(limits, files=min(limits.files, files) if files > 0 else limits.files),
             folder=spec.folder,
+            etc=self.places.etc,
             tmp_bytes=spec.tmp_bytes or self._settings.tmpBytes,
             log_bytes=self._settings.logBytesMax,
             seccomp=self._seccomp,
@@ -371,9 +377,7 @@ class Containers:
             if attempt:
                 await asyncio.sleep(_REMOVE_AGAIN_S)
             try:
-                await self._podman.call(
-                    "DELETE", where, {"force": "true", "timeout": 0, "v": "true"}
-                )
+                await self._podman.call("DELETE", where, _BY_FORCE)
             except ContainerError as exc:
                 if exc.code != "NOT_FOUND":
                     why = exc.message

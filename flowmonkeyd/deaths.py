@@ -56,6 +56,10 @@ class Deaths:
         asyncio.get_running_loop().add_reader(pidfd, self._has_ended, watched)
         return groups
 
+    def pidfd(self, key: str) -> int:
+        """What means that process and no other, until it is forgotten. KeyError if it was."""
+        return self._watched[key].pidfd
+
     async def wait(self, key: str) -> bool:
         """Until it has ended or was forgotten; whether the kernel killed in its group for memory.
         False at once for one that is not watched."""

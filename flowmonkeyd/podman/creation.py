@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flowmonkeyd.confinement import Limits
+from sandbox.egress.namespace import FILES
 
 __all__ = ["INSIDE", "NO_PROGRAM", "UIDS", "Creation", "body", "seccomp_profile"]
 
@@ -25,6 +26,7 @@ UIDS = 65536
 # The init that Podman puts into every container can wait for ever: needs no program of the image.
 NO_PROGRAM = ("/run/podman-init", "-P")
 _PERIOD_US = 100_000
+_FILE = ("ro", "bind", "nosuid", "nodev", "noexec")
 # The machine's own memory is short: containers go before the daemon does.
 _OOM_SCORE = 500
 
@@ -69,6 +71,7 @@ class Creation:
     labels: Mapping[str, str]
     limits: Limits
     folder: Path
+    etc: Path  # has the files of sandbox.egress.namespace.FILES
     tmp_bytes: int
     log_bytes: int
     seccomp: Path
@@ -119,6 +122,7 @@ def body(asked: Creation) -> dict[str, Any]:
         "mounts": [
             _mount("tmpfs", "tmpfs", "/tmp", "nosuid", "nodev", "mode=1777", size),
             _mount("bind", str(asked.folder), INSIDE, "ro", "rbind", "nosuid", "nodev", "rslave"),
+            *(_mount("bind", str(asked.etc / Path(one).name), one, *_FILE) for one in FILES),
         ],
         "shm_size": asked.tmp_bytes,
         "devices": [{"path": asked.device}] if asked.device else [],

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flowmonkeyd.containermodel import ContainerError
+from sandbox.egress.namespace import FILES
 
 __all__ = ["PATH", "RUN_LENGTH_MAX", "Ask", "Libpod", "NotAnswering", "Places"]
 
@@ -73,6 +74,11 @@ class Places:
         return self.run / "tmp"
 
     @property
+    def etc(self) -> Path:
+        """Files that every container has in /etc: who knows names."""
+        return self.run / "etc"
+
+    @property
     def socket(self) -> Path:
         """Where the service process listens."""
         return self.run / "podman.sock"
@@ -96,6 +102,10 @@ class Places:
         """Folders and configuration. What is in them is nobody's but ours."""
         for folder in (self.root, self.run, self.storage, self.state, self.tmp, self.run / "work"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.etc.mkdir(mode=0o755, exist_ok=True)
+        for path, text in FILES.items():
+            (self.etc / Path(path).name).write_text(text)
+            (self.etc / Path(path).name).chmod(0o644)
         stores = ", ".join(json.dumps(str(store)) for store in self.stores)
         (self.run / "storage.conf").write_text(
             f'[storage]\ndriver = "overlay"\ngraphroot = {json.dumps(str(self.storage))}\n'

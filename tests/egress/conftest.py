@@ -7,6 +7,7 @@ loopback, on a port that the gateway serves.
 
 import asyncio
 import contextlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from sandbox.egress.dns import Unknown
 from sandbox.egress.gateway import Gateway
@@ -182,6 +184,27 @@ def copy_for_everybody(folder, *trees):
         copy(tree, folder / tree.name)
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def copy_packages(folder, *names):
+    """What pip would install there for these, from what is installed here."""
+    found = set()
+    wanted = list(names)
+    while wanted:
+        if (name := wanted.pop()) not in found:
+            found.add(name)
+            requirements = map(Requirement, importlib.metadata.requires(name) or ())
+            wanted += [
+                one.name
+                for one in requirements
+                if one.marker is None or one.marker.evaluate({"extra": ""})
+            ]
+    for name in found:
+        for file in importlib.metadata.files(name) or ():
+            if ".." not in file.parts and ".dist-info" not in file.parts[0]:
+                target = folder / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file.locate(), target)  # with its time: *.pyc know it
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
@@ -26,12 +25,11 @@ import pytest
 import pytest_asyncio
 import trustme
 from aiohttp import web
-from packaging.requirements import Requirement
 
 import sandbox
 from sandbox import Call, Egress, Ending, Policy, Pool, PoolSettings
 from sandbox.forkserver import PYTHON_DEFAULT
-from tests.egress.conftest import copy_for_everybody
+from tests.egress.conftest import copy_for_everybody, copy_packages
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 
@@ -138,29 +136,8 @@ def _python_package(place):
     if not folder.exists():
         shutil.copytree(HERE / "clients", folder)
         (folder / "ca.pem").write_bytes(place.ca)
-        for name in _with_dependencies("requests", "httpx", "aiohttp"):
-            for file in importlib.metadata.files(name) or ():
-                if ".." not in file.parts and ".dist-info" not in file.parts[0]:
-                    target = folder / file
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy2(file.locate(), target)  # with its time: *.pyc know it
+        copy_packages(folder, "requests", "httpx", "aiohttp")
     return folder
-
-
-def _with_dependencies(*names):
-    """What pip would install for these, by the metadata of what is installed here."""
-    found = set()
-    wanted = list(names)
-    while wanted:
-        if (name := wanted.pop()) not in found:
-            found.add(name)
-            requirements = map(Requirement, importlib.metadata.requires(name) or ())
-            wanted += [
-                one.name
-                for one in requirements
-                if one.marker is None or one.marker.evaluate({"extra": ""})
-            ]
-    return found
 
 
 def _node_package(place):

@@ -48,6 +48,8 @@ SOCKET = "agent.sock"
 LOG_BYTES_PER_S, LOG_BURST_BYTES, LINE_COST_BYTES = 16 * 1024, 1024 * 1024, 100
 # Received and not yet handled: beyond either nothing more is read.
 WAITING_MAX, WAITING_MAX_BYTES = 256, 2 * 1024 * 1024
+# The same while a large blob is sent: an agent that must write before it can read goes on.
+SENDING_MAX, SENDING_MAX_BYTES = 20_000, 8 * 1024 * 1024
 ANSWERS_MAX = 64  # kept to be given again; our agents have no more than 16 questions open
 _FOLDER_FDS = "/proc/self/fd"
 
@@ -125,7 +127,7 @@ class Agent:
         self._pings = self._pongs = 0
         self._waiting: deque[model.Message | model.Part | _Lost] = deque()
         self._waiting_bytes = 0
-        self._is_busy = self._is_held = False
+        self._is_busy = self._is_held = self._is_sending = False
         self._answers: OrderedDict[int, Mapping[str, Any]] = OrderedDict()
         self._standing: dict[str, Mapping[str, Any]] = {}  # to be told again when it reconnects
         self._log = Allowance(LOG_BYTES_PER_S, LOG_BURST_BYTES)
@@ -306,7 +308,10 @@ class Agent:
         self._changed.set()
         if self._waiting:
             self._waiting_bytes += size
-            if len(self._waiting) > WAITING_MAX or self._waiting_bytes > WAITING_MAX_BYTES:
+            most, most_bytes = WAITING_MAX, WAITING_MAX_BYTES
+            if self._is_sending:
+                most, most_bytes = SENDING_MAX, SENDING_MAX_BYTES
+            if len(self._waiting) > most or self._waiting_bytes > most_bytes:
                 link.read_on(False)
 
     def on_ended(self, link: Link, problem: ProtocolError | None) -> None:
@@ -426,12 +431,17 @@ class Agent:
         link = self._link
         if link is None:
             raise _Lost
-        link.say(said)
-        async for part in blob.parts():
-            link.write(wire.part_frame(part))
-            while not await link.written():
-                if not self._is_held:
-                    raise ProtocolError("it takes nothing")
+        self._is_sending = True
+        try:
+            link.read_on(True)
+            link.say(said)
+            async for part in blob.parts():
+                link.write(wire.part_frame(part))
+                while not await link.written():
+                    if not self._is_held:
+                        raise ProtocolError("it takes nothing")
+        finally:
+            self._is_sending = False
 
     def _log_line(self, line: LogLine, listener: Listener) -> None:
         fields = 0 if line.fields is None else jsontext.size_bytes(line.fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import secrets
 from pathlib import Path
@@ -15,7 +16,7 @@ from sandbox import nodejs
 ROOT = Path(__file__).parents[2]
 HANDLERS = Path(__file__).parent / "handlers"
 PATIENCE_S = 30.0
-LANGUAGES = ("python",)
+LANGUAGES = ("python", "node")
 
 
 def command(language: str) -> list[str]:
@@ -24,8 +25,15 @@ def command(language: str) -> list[str]:
     return [str(nodejs.find(None)), str(ROOT / "images/agent/agent.cjs")]
 
 
+class Cut(Exception):
+    """The daemon is gone, in the middle of a question."""
+
+
 class Keeper:
-    """Keeps in memory what a daemon keeps in tables, each question once."""
+    """Keeps in memory what a daemon keeps in tables, each question once.
+
+    `cuts`: at these questions the daemon is lost, {seq: "before" or "after" the commit}.
+    """
 
     def __init__(self) -> None:
         self.lines = []
@@ -34,6 +42,7 @@ class Keeper:
         self.settled = []
         self.pauses = []
         self.seqs = []
+        self.cuts = {}
         self.ttl_ms = 60_000
         self.context = b'{"k": [1, 2]}'
         self.happened = asyncio.Event()
@@ -58,25 +67,28 @@ class Keeper:
     async def on_checkpoint(self, wanted, blob):
         if wanted.name == "refused":
             raise Invalid("not this one", "NOT_THIS")
-        self._once(wanted.seq)
         data = blob.data if blob.file is None else blob.file.read_bytes()
-        self.saved[wanted.name] = dataclasses.replace(blob, data=data, file=None)
-        self.settled.append(wanted.settled)
+        with self._once(wanted) as is_new:
+            if is_new:
+                self.saved[wanted.name] = dataclasses.replace(blob, data=data, file=None)
+                self.settled.append(wanted.settled)
 
     async def on_clear(self, wanted):
-        self._once(wanted.seq)
-        for name in [wanted.name] if wanted.name else list(self.saved):
-            self.saved.pop(name, None)
+        with self._once(wanted) as is_new:
+            for name in [wanted.name] if wanted.name else list(self.saved):
+                if is_new:
+                    self.saved.pop(name, None)
 
     async def on_pause(self, wanted, blob):
-        self._once(wanted.seq)
-        self.pauses.append(wanted)
-        if blob is not None:
-            self.saved[wanted.name] = blob
+        with self._once(wanted) as is_new:
+            if is_new:
+                self.pauses.append(wanted)
+                if blob is not None:
+                    self.saved[wanted.name] = blob
 
     async def on_extend(self, wanted):
-        self._once(wanted.seq)
-        self.ttl_ms += wanted.ms
+        with self._once(wanted) as is_new:
+            self.ttl_ms += wanted.ms if is_new else 0
         return self.ttl_ms
 
     async def on_load(self, name):
@@ -85,10 +97,19 @@ class Keeper:
     async def on_context(self):
         return self.context
 
-    def _once(self, seq):
-        assert seq not in self.seqs
-        self.seqs.append(seq)
+    @contextlib.contextmanager
+    def _once(self, wanted):
+        """One transaction, in which a question counts the first time."""
+        if self.cuts.get(wanted.seq) == "before":
+            del self.cuts[wanted.seq]
+            raise Cut
+        is_new = wanted.seq not in self.seqs
+        yield is_new
+        if is_new:
+            self.seqs.append(wanted.seq)
         self.happened.set()
+        if self.cuts.pop(wanted.seq, None):
+            raise Cut
 
 
 class Started:
@@ -126,10 +147,24 @@ class Started:
 
     async def result(self, keeper):
         async with asyncio.timeout(PATIENCE_S):
-            result = await self.agent.serve(keeper)
+            result = await self.served(keeper)
             self.agent.acknowledge(result)
             assert await self.process.wait() == 0
         return result.answer or result
+
+    async def served(self, keeper):
+        """What the first daemon that is not lost is told in the end."""
+        while True:
+            try:
+                return await self.agent.serve(keeper)
+            except Cut:
+                await self.restart()
+
+    async def restart(self):
+        """Another daemon in the place of this one, which has forgotten everything."""
+        await self.agent.close()
+        self.another_daemon(blob_max_bytes=16 * 1024 * 1024)
+        await self.agent.open()
 
     def task(self, name: str, input=None, **more) -> Assignment:
         file = {"python": "handler.py", "node": "handler.js"}[self.language]

@@ -202,9 +202,29 @@ async def test_a_handler_that_cannot_be_prepared_says_why_and_again_with_the_tas
     assert "cannot find missing" in answer["error"]["message"]
 
 
-async def test_what_its_programs_print_is_logged(start, language):
-    if language == "node":
-        pytest.skip("Node gives its programs the container's own output")
+# Node has no way to give the programs it starts another output than its own.
+@pytest.mark.parametrize("language", ["python"], indirect=True)
+async def test_what_its_programs_print_is_logged(start):
     keeper = Keeper()
     await (await start()).run("programs", keeper=keeper)
     assert sorted(keeper.messages("stdout")) == ["from a child", "from a program"]
+
+
+NODE_FAILURES = [
+    ("never_settles", "will never settle"),
+    ("throws_later", "on purpose"),
+    ("exits", "cannot call process.exit()"),
+]
+
+
+@pytest.mark.parametrize("language", ["node"], indirect=True)
+@pytest.mark.parametrize(("name", "message"), NODE_FAILURES)
+async def test_what_ends_a_node_program_ends_the_handler(start, name, message):
+    assert message in (await (await start()).run(name))["error"]["message"]
+
+
+@pytest.mark.parametrize("language", ["node"], indirect=True)
+async def test_an_es_module_is_a_handler(start):
+    one = await start()
+    answer = await one.run("handle", 1, entrypoint="module.mjs:handle")
+    assert answer["output"] == {"module": 1}

@@ -206,3 +206,19 @@ def started(input, ctx):
 def dies(input, ctx):
     ctx.checkpoint.save("about to die")
     os._exit(7)
+
+
+def settles(input, ctx):
+    ctx.checkpoint.save(1)
+    ctx.pause.wait("for the file", event="up")
+    ctx.checkpoint.save(2)
+
+
+def may_pause(input, ctx):
+    caught = []
+    for ms in (-1, 10**9):
+        try:
+            ctx.pause.wait("too long", max_wait_ms=ms)
+        except ValueError as exc:
+            caught.append(str(exc)[:12])
+    return caught

@@ -1,0 +1,3 @@
+export async function handle(input) {
+  return { module: input };
+}

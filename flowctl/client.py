@@ -156,6 +156,33 @@ class Client:
         finally:
             connection.close()
 
+    @contextmanager
+    def download(self, path: str, params: Params) -> Iterator[tuple[str, Iterator[bytes]]]:
+        """GET a body of any size: its media type, and its parts as they come.
+
+        One that breaks off raises Unreachable: only a whole body is one.
+        """
+        connection = _Connection(self.path, self.timeout_s)
+        try:
+            response = self._exchange(connection, "GET", path, None, "", params)
+            if response.status >= 400:
+                with _reading(self.path, self.timeout_s):
+                    raise _refusal(Answer(response.status, response.read()))
+            kind = (response.headers.get("content-type") or "").partition(";")[0]
+            yield kind, self._parts(response)
+        finally:
+            connection.close()
+
+    def _parts(self, response: HTTPResponse) -> Iterator[bytes]:
+        while True:
+            with _reading(self.path, self.timeout_s):
+                part = response.read(READ_BYTES)
+                if not part and response.length:  # read(n) takes a cut body for a whole one
+                    raise IncompleteRead(part, response.length)
+            if not part:
+                return
+            yield part
+
     def _exchange(
         self,
         connection: _Connection,

@@ -47,6 +47,7 @@ cli = LazyGroup(
         "flow": "flowctl.flows:flow",
         "run": "flowctl.flows:run",
         "execution": "flowctl.executions:execution",
+        "job": "flowctl.jobs:job",
         "event": "flowctl.events:event",
         "handler": "flowctl.handlers:handler",
         "key": "flowctl.keys:key",

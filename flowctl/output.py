@@ -47,6 +47,7 @@ _COLOURS = {
     "ok": "32",
     "running": "36",
     "waiting": "33",
+    "paused": "33",
     "wait": "33",
     "cancelling": "33",
     "degraded": "33",

@@ -33,13 +33,14 @@ def _commands(group=cli, path=()):
 CONTRACT = """status version completion queue billing pool run
 flow:apply flow:validate flow:list flow:show flow:graph
 execution:list execution:show execution:history execution:logs execution:watch execution:cancel
-execution:resume execution:retry event:send event:tail
+execution:resume execution:retry
+job:list job:show job:watch job:pause job:resume job:cancel job:checkpoint event:send event:tail
 handler:publish handler:list handler:show handler:yank handler:deprecate handler:sign
 handler:new handler:test handler:library handler:build
 key:new key:list key:trust key:revoke key:namespaces key:give
 secret:set secret:list secret:rm secret:rotate-key
 sandbox:run sandbox:explain sandbox:probe
-flow execution event handler key secret sandbox"""
+flow execution job event handler key secret sandbox"""
 
 
 def test_commands_are_those_of_the_contract():
@@ -54,6 +55,8 @@ def test_every_command_has_help_with_an_example(path):
     assert f"flowctl {' '.join(path)}".strip() in result.out.partition("Example:")[2]
     if path == ("handler", "build"):  # its own -o is the file it writes, or one of the three
         assert "-o, --out FILE.afh" in result.out
+    elif path == ("job", "checkpoint"):
+        assert "-o, --out FILE " in result.out
     else:
         assert "-o, --output [table|json|yaml]" in result.out
     assert flowctl(*path, "-h").out == result.out

@@ -270,11 +270,11 @@ class Line {
     if (this.#guard !== null) return;
     const workerData = { shared: this.#shared, path: this.#path, about: this.#about };
     this.#guard = new Worker(require.resolve('./agentguard.cjs'), { workerData, env: {} });
-    this.#guard.unref();
     this.#guard.on('message', (said) => {
       if (said.isGone) exit(NO_DAEMON);
       this.#adopt();
     });
+    this.#guard.unref();
   }
 
   #take(bytes) {

@@ -31,6 +31,7 @@ _ADDRESSES_MAX = 8
 # never needs an answer to be still true.
 _TTL_S = 5
 _WORKERS = 8
+_LEFT_MAX = 64
 _FAMILIES = {dns.rdatatype.A: socket.AF_INET, dns.rdatatype.AAAA: socket.AF_INET6}
 
 
@@ -58,6 +59,10 @@ class Resolver(Protocol):
         """A future of the name's addresses; `Unknown` if there is no such name, OSError if it
         could not be found out. Cancelled when nobody waits for it any more."""
 
+    def leave(self) -> None:
+        """Nobody waits for anything any more: what is asked from now on is another's, and does
+        not wait for what was asked before."""
+
     def close(self) -> None:
         """Let go of what it holds."""
 
@@ -65,18 +70,28 @@ class Resolver(Protocol):
 class SystemResolver:
     """The host's own resolver, at most 8 names at a time, in threads of its own.
 
-    A look-up that the system's resolver takes half a minute for then holds up this slot's names
-    and nothing else of the daemon.
+    Nothing ends a look-up that the system's resolver takes half a minute for, as it does where a
+    name's own server is silent. It holds up the names of who asked for it, and nobody else's.
     """
 
     def __init__(self) -> None:
         self._threads: concurrent.futures.ThreadPoolExecutor | None = None
+        self._running: set[concurrent.futures.Future[list[str]]] = set()
 
     def lookup(self, name: str) -> asyncio.Future[list[str]]:
         """See `Resolver`."""
         if self._threads is None:
             self._threads = concurrent.futures.ThreadPoolExecutor(_WORKERS, "resolve")
-        return asyncio.get_running_loop().run_in_executor(self._threads, _lookup, name)
+        work = self._threads.submit(_lookup, name)
+        self._running.add(work)
+        work.add_done_callback(self._running.discard)
+        return asyncio.wrap_future(work)
+
+    def leave(self) -> None:
+        """See `Resolver`. Of threads that are left behind there is a limit: beyond it, names wait
+        for them after all."""
+        if 0 < len(self._running) < _LEFT_MAX:
+            self.close()
 
     def close(self) -> None:
         """The threads end with what they do now; waits for none."""

@@ -211,6 +211,8 @@ class Visit:
                 splice.reset()
             for lookup in list(self._lookups.values()):
                 lookup.cancel()
+            if self._lookups:
+                self._gateway._resolver.leave()
             self._lookups.clear()
             self._asking.clear()
         return self.traffic()

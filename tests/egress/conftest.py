@@ -34,6 +34,7 @@ class Table:
         self.names = {}
         self.asked = []
         self.futures = []
+        self.left = 0
 
     def lookup(self, name):
         self.asked.append(name)
@@ -47,6 +48,9 @@ class Table:
         elif answer != "never":
             future.set_result(list(answer))
         return future
+
+    def leave(self):
+        self.left += 1
 
     def close(self):
         pass

@@ -298,3 +298,33 @@ async def test_who_gives_up_while_it_opens_leaves_nothing(container):
                 await open_gateway(inside.pidfd, (80, 443))
         assert len(os.listdir("/proc/self/fd")) == before
     (await open_gateway(inside.pidfd, (80, 443))).close()
+
+
+# --- names that nobody answers -------------------------------------------------------------------
+
+
+async def test_attack_names_without_an_answer_hold_up_nobody_elses(opened, table):
+    """The host's own resolver, asked from in here, where the silent server is our gateway. A
+    success: what the next execution asks waits until the others are given up, 10 s."""
+    code = """
+        import asyncio, sys
+        def main(folders, slow):
+            sys.path += folders
+            from sandbox.egress.dns import SystemResolver
+            async def ask():
+                resolver = SystemResolver()
+                hanging = [resolver.lookup(name) for name in slow]
+                resolver.leave()
+                quick = resolver.lookup("quick.example")
+                await asyncio.wait([quick, *hanging], return_when=asyncio.FIRST_COMPLETED)
+                return [quick.done(), any(one.done() for one in hanging)]
+            with asyncio.Runner() as runner:
+                return runner.run(ask())
+    """
+    slow = [f"silent{n}.example" for n in range(8)]
+    table.names |= {**dict.fromkeys(slow, "never"), "quick.example": ["127.0.0.1"]}
+    inside = await opened(80)
+    folders = [str(Path(dns.__file__).parents[1])]
+    result, _traffic = await inside.visit(LOCAL, code, folders, slow)
+    assert result == [True, False]
+    assert table.left == 1  # the gateway does so too

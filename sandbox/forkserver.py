@@ -37,6 +37,7 @@ __all__ = ["PYTHON_DEFAULT", "ForkServer", "ServerFailed"]
 
 # A fork beside a short execution on two cores doubles its time; who waits is served at once.
 _REFILL_AFTER_S = 0.005
+_GIVE_AFTER_S = 0.02  # one that has just been made rehearses first
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.05, 5.0
 _FAILURES_MAX = 3  # deaths in a row without one child: callers are told, tries go on
 _NODE_PAUSE_S = 1.0
@@ -377,6 +378,10 @@ class ForkServer:
         with contextlib.suppress(OSError):  # its end is heard soon
             child.look_up()
         self._ready.setdefault(child.profile, []).append(child)
+        demand = self._demands.get(child.profile)
+        if self._refill is None and demand is not None and demand.expected(self._loop.time()):
+            # Perhaps none of those that waited could be given what is expected.
+            self._refill = self._loop.call_later(_GIVE_AFTER_S, self._fill)
 
     def _on_refused(self, child: Child, reason: str) -> None:
         child.refuse(reason)

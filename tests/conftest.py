@@ -12,6 +12,7 @@ import inspect
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
@@ -124,3 +125,12 @@ def _strange_files() -> set[str]:
         check=True,
     ).stdout.split("\0")
     return {name for name in names if name and not name.endswith(SOURCES)}
+
+
+@pytest.fixture
+def memory_path() -> Iterator[Path]:
+    """A folder in memory where that can be had, for tests in which processes are killed hundreds
+    of times: that, unlike a power cut, loses no file."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="flowmonkey-test-", dir=memory) as name:
+        yield Path(name)

@@ -6,10 +6,8 @@ that of a run without a death, the history too, and the tally that the handlers 
 database must show each attempt of that run, at most one of them delivered twice.
 """
 
-import os
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -99,31 +97,23 @@ async def to_the_end(path: Path, start_ms: int) -> Any:
         fm.close_tally()
 
 
-@pytest.fixture
-def directory():
-    """In memory where that can be had: a killed process, unlike a power cut, loses no file."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="flowmonkey-test-", dir=memory) as name:
-        yield Path(name)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_a_death_at_any_commit_changes_nothing(directory, victim, when):
+async def test_a_death_at_any_commit_changes_nothing(memory_path, victim, when):
     start_ms = 1_700_000_000_000
-    ends, applied, calls = await to_the_end(directory / "whole.db", start_ms)
+    ends, applied, calls = await to_the_end(memory_path / "whole.db", start_ms)
     assert calls == applied
     assert {end[0] for end in ends.values()} == {"completed", "cancelled"}
     assert len(ends) == 8
     for n in range(1, COMMITS_MAX):
-        path = directory / f"{n}.db"
+        path = memory_path / f"{n}.db"
         code = victim(n, when, path)
         again = await to_the_end(path, start_ms + 3600_000)
         assert again[:2] == (ends, applied), f"killed {when} commit {n}"
         twice = again[2] - applied
         assert again[2].keys() == applied.keys(), f"killed {when} commit {n}"
         assert sum(twice.values()) <= 1, f"killed {when} commit {n}"
-        for left in directory.glob(f"{n}.*"):
+        for left in memory_path.glob(f"{n}.*"):
             left.unlink()
         if code == 0:
             break

@@ -71,10 +71,10 @@ def whole(folder: Path, row, owner, on_disk) -> None:
     assert found == {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
 
 
-async def test_a_death_at_any_moment_leaves_the_whole_version_or_none(victim, tmp_path):
+async def test_a_death_at_any_moment_leaves_the_whole_version_or_none(victim, memory_path):
     deaths = {"none": 0, "whole": 0}
     for number in range(1, CALLS_MAX):
-        with tempfile.TemporaryDirectory(dir=tmp_path) as name:
+        with tempfile.TemporaryDirectory(dir=memory_path) as name:
             folder = Path(name)
             code = victim(number, folder)
             found = await started(folder)

@@ -57,10 +57,10 @@ async def found(folder: Path) -> int:
 
 
 @pytest.mark.slow
-async def test_a_vault_opens_whenever_the_rotation_of_its_key_died(victim, tmp_path):
+async def test_a_vault_opens_whenever_the_rotation_of_its_key_died(victim, memory_path):
     deaths = dict.fromkeys(range(len(VALUES) + 1), 0)
     for number in range(1, CALLS_MAX):
-        with tempfile.TemporaryDirectory(dir=tmp_path) as name:
+        with tempfile.TemporaryDirectory(dir=memory_path) as name:
             folder = Path(name)
             code = victim(number, folder)
             count = await found(folder)

@@ -17,8 +17,10 @@ import subprocess
 from urllib.parse import quote, quote_plus
 
 import pytest
+from click.testing import CliRunner
 
 from flowctl.client import Client
+from flowctl.main import cli
 from tests.system.conftest import RunningDaemon
 from tests.vault.tellers import WAYS, folder
 
@@ -98,6 +100,13 @@ def asked(daemon: RunningDaemon, *args: str, stdin: bytes | None = None) -> str:
     return (done.stdout + done.stderr).decode()
 
 
+def looked_at(daemon: RunningDaemon, *args: str) -> str:
+    """What a command that only asks printed; in this process, for there are many of them."""
+    done = CliRunner(catch_exceptions=False).invoke(cli, args, env=daemon.env)
+    assert done.exit_code == 0, done.output
+    return done.stdout + done.stderr
+
+
 def flow(runtime: str, how: str) -> dict[str, object]:
     given = {"type": "static", "value": {"how": how, "control": CONTROL}}
     step = {"id": "tell", "type": f"tell/{runtime}", "config": {}, "input": given}
@@ -153,7 +162,7 @@ def test_a_planted_value_is_nowhere_however_a_handler_tells_it(daemon, tmp_path)
         assert [sorted(one["data"]["names"]) for one in reads] == [sorted(PLANTED)], (runtime, how)
         for command in ("show", "history", "logs"):
             form = next(forms)
-            printed.append(asked(daemon, "-o", form, "execution", command, run["id"]))
+            printed.append(looked_at(daemon, "-o", form, "execution", command, run["id"]))
     printed += [asked(daemon, *command) for command in COMMANDS]
     for text in printed:
         check("what a command printed", text.encode())

@@ -25,6 +25,15 @@ def command(language: str) -> list[str]:
     return [str(nodejs.find(None)), str(ROOT / "images/agent/agent.cjs")]
 
 
+async def until(is_so):
+    """Wait for what nobody tells."""
+    for _ in range(int(PATIENCE_S / 0.005)):
+        if is_so():
+            return
+        await asyncio.sleep(0.005)
+    raise TimeoutError
+
+
 class Cut(Exception):
     """The daemon is gone, in the middle of a question."""
 

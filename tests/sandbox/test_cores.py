@@ -7,7 +7,7 @@ import os
 import pytest
 from attacks import write_package
 
-from sandbox import Call, Ending, Limits, Pool, PoolSettings
+from sandbox import Call, Ending, Limits, Pool, PoolSettings, Reuse
 
 _CPUS = """
 import os, time
@@ -44,6 +44,30 @@ async def test_a_handler_has_as_many_cores_as_it_may(pool, tmp_path, times):
             reply = await pool.run(Call(package, limits=Limits(cpu_share=share)))
             assert reply.ending is Ending.RESULT, reply
             assert len(reply.result["output"]) == cores
+
+
+_SPINS = """
+import time
+def handle(input, ctx):
+    begun = time.monotonic()
+    while time.process_time() < 0.2:
+        pass
+    return time.monotonic() - begun
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reuse", [None, Reuse()])
+async def test_a_share_of_one_core_is_what_it_gets(pool, tmp_path, reuse):
+    """Of a quarter of the time, 200 ms take 0.7 s at least: the first period may be used whole."""
+    if not {layer.name: layer for layer in pool.layers()}["cgroup"].available:
+        pytest.skip("no control groups here, so shares below one core are NOT tested")
+    package = write_package(tmp_path / "package", _SPINS)
+    for share, least_s in ((0.25, 0.5), (1.0, 0.0)):
+        call = Call(package, limits=Limits(cpu_share=share, wall_ms=20_000), reuse=reuse)
+        reply = await pool.run(call)
+        assert reply.ending is Ending.RESULT, reply
+        assert reply.result["output"] >= least_s
 
 
 async def test_two_cores_give_the_time_of_two(pool, tmp_path):

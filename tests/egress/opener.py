@@ -25,12 +25,14 @@ print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())
 def unshare():
     """In the child, before it becomes the program: a network namespace, and two user namespaces,
     one in the other, as Podman without root makes them."""
-    uid = os.getuid()
+    uid, gid = os.getuid(), os.getgid()
+    said = {"setgroups": "deny", "gid_map": f"{gid} {gid} 1", "uid_map": f"{uid} {uid} 1"}
     for flags in (NEW_USER, NEW_USER | NEW_NETWORK):
         if ctypes.CDLL(None, use_errno=True).unshare(flags):
             raise OSError(ctypes.get_errno(), "unshare")
-        with open("/proc/self/uid_map", "w") as file:
-            file.write(f"{uid} {uid} 1")
+        for name, text in said.items():
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
 
 
 async def get(url, port):

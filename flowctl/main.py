@@ -52,6 +52,7 @@ cli = LazyGroup(
         "handler": "flowctl.handlers:handler",
         "key": "flowctl.keys:key",
         "secret": "flowctl.vault:secret",
+        "image": "flowctl.images:image",
         "sandbox": "flowctl.sandboxes:sandbox",
         "queue": "flowctl.operations:queue",
         "billing": "flowctl.billing:billing",

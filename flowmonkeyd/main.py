@@ -15,10 +15,10 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 import uvloop
@@ -28,7 +28,8 @@ from flowmonkeyd.api.feed import Feed
 from flowmonkeyd.api.requests import Api
 from flowmonkeyd.api.server import Server, application
 from flowmonkeyd.billing import Quota, nanos
-from flowmonkeyd.clock import RandomIds, SystemClock
+from flowmonkeyd.builder import Builder
+from flowmonkeyd.clock import Clock, RandomIds, SystemClock
 from flowmonkeyd.config import ConfigError, Loaded, load, print_config
 from flowmonkeyd.dispatcher import Dispatcher
 from flowmonkeyd.engine import Engine
@@ -56,6 +57,12 @@ EXIT_FAILED = 1
 SLOTS_PER_CPU = 4
 DAY_MS = 24 * 3600 * 1000
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h
+
+
+class _Told(Protocol):
+    """A part that wants to hear of every commit."""
+
+    def committed(self, hints: Committed) -> None: ...
 
 
 class Daemon:
@@ -92,21 +99,12 @@ class Daemon:
         feed = Feed()
         vitals = Vitals(store, dispatcher, pool, stateless)
 
-        def committed(hints: Committed) -> None:
-            dispatcher.committed(hints)
-            timers.committed(hints)
-            feed.committed(hints)
-
-        store.on_commit = committed
+        builder = _builder(settings, store, packages, clock)
+        store.on_commit = _telling(builder, dispatcher, timers, feed)
         store.before_commit = engine.run_ready
+        draining = self._stopping.is_set
         api = Api(
-            engine,
-            packages,
-            feed,
-            settings,
-            vitals,
-            vault,
-            is_draining=self._stopping.is_set,
+            engine, packages, feed, settings, vitals, vault, builder=builder, is_draining=draining
         )
         server = Server(
             application(api), settings.socket, settings.api.socketMode, systemd.listen_fds()
@@ -119,7 +117,9 @@ class Daemon:
                 released = await engine.recover()
                 await vault.open()
                 await shipping.install(engine, packages, settings)
+                await builder.open()
                 working = [
+                    group.create_task(builder.run(), name="builder"),
                     group.create_task(dispatcher.run(), name="dispatcher"),
                     group.create_task(timers.run(), name="timers"),
                     group.create_task(self._watchdog(store), name="watchdog"),
@@ -135,6 +135,7 @@ class Daemon:
                 await self._stopping.wait()
                 await self._drain(dispatcher, vitals)
                 feed.close()
+                builder.close()
                 server.stop()
                 await serving
                 for task in working:
@@ -208,6 +209,29 @@ def _engine(store: Store, settings: Settings) -> Engine:
     limits, jobs = _execution_limits(settings), settings.jobs
     rules = JobRules(jobs.backoffMs, jobs.maxBackoffMs, jobs.checkpointDays * DAY_MS)
     return Engine(store, RandomIds(), limits, quotas=_quotas(settings.quotas), job_rules=rules)
+
+
+def _builder(settings: Settings, store: Store, packages: Packages, clock: Clock) -> Builder:
+    containers = settings.containers
+    return Builder(
+        store,
+        packages,
+        settings.dataDir / "containers" / "storage",
+        [Path(one) for one in containers.imageStores],
+        containers.imageCacheBytes,
+        containers.imagePins,
+        clock=clock,
+    )
+
+
+def _telling(*parts: _Told) -> Callable[[Committed], None]:
+    """Tells each part, in this order, what was committed."""
+
+    def committed(hints: Committed) -> None:
+        for part in parts:
+            part.committed(hints)
+
+    return committed
 
 
 def _execution_limits(settings: Settings) -> Limits:

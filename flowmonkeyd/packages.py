@@ -28,7 +28,7 @@ from flowmonkeyd.documents.manifest import Manifest, parse_manifest
 from flowmonkeyd.errors import Invalid, Problem, Unavailable
 from flowmonkeyd.model import Signed
 
-__all__ = ["Packages", "Received", "not_yet_run"]
+__all__ = ["Packages", "Received"]
 
 _INCOMING = "incoming-"
 _EXTENSION = re.compile(r"\.(cpython|pypy|graalpy|cp|abi)[-\w]*\.(so|pyd|dylib)$")
@@ -89,7 +89,7 @@ class Packages:
         manifest = parse_manifest(files[MANIFEST])
         signed = judge(manifest, files)
         found = (*_missing(manifest, files), *_compiled(files), *_foreign(manifest, files))
-        _refuse([*found, *not_yet_run(manifest)])
+        _refuse(list(found))
         digest = content_digest(files)
         # It is not in the digest, which names the place: what is there is the same however signed.
         files = {name: content for name, content in files.items() if name != SIGNATURE}
@@ -155,14 +155,6 @@ class Packages:
             _flush(self._root)
         finally:
             _remove(incoming)
-
-
-def not_yet_run(manifest: Manifest) -> list[Problem]:
-    """What this version cannot run yet, although the manifest is valid; empty for the rest."""
-    if manifest.stateful:
-        message = "stateful handlers cannot be run by this version yet; set it to false"
-        return [Problem("$.handler.stateful", message)]
-    return []
 
 
 def _kept(manifest: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from flowmonkeyd import builtin
 from flowmonkeyd.errors import Conflict, Invalid, NotFound
 from flowmonkeyd.model import Signed
-from flowmonkeyd.store import Store, Tx, catalog, ledger, publishers
+from flowmonkeyd.store import Store, Tx, catalog, images, ledger, publishers
 
 __all__ = ["Publishing", "namespace_of"]
 
@@ -34,8 +34,10 @@ class Publishing:
         size_bytes: int,
         by: str | None = None,
         signed: Signed | None = None,
+        runtime: str | None = None,
     ) -> tuple[catalog.HandlerRow, bool]:
-        """Add a handler version whose package is on disk: (row, whether it is new).
+        """Add a handler version whose package is on disk: (row, whether it is new). With a
+        `runtime` its image is built over that runtime's.
 
         The same content again is unchanged, but for a signature that it did not have. Raises
         Conflict when the version exists with other content or the namespace is another's, Invalid
@@ -52,6 +54,8 @@ class Publishing:
                     f"cannot publish {name}: this version exists with other content; give the "
                     "package a new version"
                 )
+            if runtime is not None:
+                images.want(tx, "handler", digest, runtime)
             if row is not None and (signed is None or row.key_id is not None):
                 return row, False
             _own(tx, name, namespace_of(handler_type), signed)

@@ -172,6 +172,10 @@ class ContainersSection(_Section):
     runDir: Literal[""] | _AbsolutePath = ""
     # Images of others, read only.
     imageStores: tuple[_AbsolutePath, ...] = ()
+    # What images may take of the disk, those of the stores not counted; 0: no bound.
+    imageCacheBytes: Annotated[_Int, Field(ge=0, le=1024**5)] = 10 * 1024**3
+    # Runtimes and handlers (TYPE or TYPE@VERSION) whose images stay, however long unused.
+    imagePins: tuple[str, ...] = ()
     # As root each container has 65,536 users of the host from here on, 4096 ranges in all.
     uidBase: Annotated[_Int, Field(ge=65_536, le=2**31 - 4096 * 65_536)] = 2_000_000
     # A CDI device for the class gpu (nvidia.com/gpu=all); empty: there is none.

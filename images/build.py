@@ -21,11 +21,11 @@ from images import archives, handler
 from images.recipe import (
     EMPTIED,
     Plan,
-    agent_digest,
     agent_files,
     describe,
     digest,
     plan,
+    runtime_recipe,
     with_python,
 )
 from images.runtimes import AGENT, RUNTIMES, USER, Runtime, image_name, stage_name
@@ -39,17 +39,15 @@ ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 
 
 class Builder:
-    """Builds into an opened storage. With `again`, also what is there already, each once."""
+    """Builds into an opened storage. What was made before `since_ms` does not count as there."""
 
-    def __init__(self, storage: Storage, agent: Path, again: bool = False) -> None:
-        self._storage, self._agent, self._again = storage, agent, again
-        self._made: dict[str, str] = {}
+    def __init__(self, storage: Storage, agent: Path, since_ms: int = 0) -> None:
+        self._storage, self._agent, self._since_ms = storage, agent, since_ms
 
     def runtime(self, name: str) -> str:
         """The id of a runtime's image, which is built with all it stands on if it is not there."""
-        one = RUNTIMES[name]
-        recipe = agent_digest(digest(plan(name)), self._agent)
-        there = self._there(recipe, image_name(name)) if one.languages else None
+        one, recipe = RUNTIMES[name], runtime_recipe(name, self._agent)
+        there = self._there(recipe, image_name(name))
         if there is not None:
             return there
         stage = self._stage(one)
@@ -58,18 +56,13 @@ class Builder:
     def has(self, names: Sequence[str]) -> bool:
         """Whether nothing is to be done for the images of these runtimes."""
         return all(
-            self._there(
-                agent_digest(digest(plan(name)), self._agent)
-                if RUNTIMES[name].languages
-                else digest(plan(name)),
-                image_name(name),
-            )
-            for name in names
+            self._there(runtime_recipe(name, self._agent), image_name(name)) for name in names
         )
 
     def handler(self, name: str, package: str, folder: Path) -> str:
         """The id of a handler's image: its package over the image of a runtime."""
-        parent = self.runtime(name)
+        # New packages are a new runtime's business: this layer only is to be made since then.
+        parent = Builder(self._storage, self._agent).runtime(name)
         made = handler.HandlerPlan(package, name, parent)
         there = self._there(made.recipe)
         if there is not None:
@@ -84,9 +77,7 @@ class Builder:
         return image
 
     def _there(self, recipe: str, name: str = "") -> str | None:
-        if self._again:
-            return self._made.get(recipe)
-        return self._storage.find(recipe, name)
+        return self._storage.find(recipe, name, self._since_ms)
 
     def _stage(self, one: Runtime) -> str:
         made = plan(one.name)
@@ -95,7 +86,6 @@ class Builder:
             parent = self._stage(RUNTIMES[one.parent]) if one.parent else None
             say(f"{one.name}: {one.summary}")
             image = self._layer(one, made, parent)
-            self._made[digest(made)] = image
             say(f"{one.name}: {image}")
         return image
 
@@ -141,7 +131,6 @@ class Builder:
                 _compile(root, (AGENT,))
             image = storage.commit(container, name, {**describe(one), "flowmonkey.recipe": recipe})
         say(f"{one.name}: {image}")
-        self._made[recipe] = image
         return image
 
 
@@ -186,7 +175,7 @@ def main() -> int:
     """Read the command line, enter the namespaces, build."""
     given = _options().parse_args()
     storage = Storage(given.root.resolve(), [path.resolve() for path in given.store])
-    builder = Builder(storage, given.agent, given.again)
+    builder = Builder(storage, given.agent, given.since)
     names = given.names or list(RUNTIMES) if given.what == "runtime" else []
     if unknown := set(names) - set(RUNTIMES):
         print(f"no runtime {sorted(unknown)[0]!r}: {', '.join(RUNTIMES)}", file=sys.stderr)
@@ -205,7 +194,7 @@ def main() -> int:
                 builder.handler(given.runtime, given.package, given.folder)
             if given.what == "remove":
                 storage.remove(given.ids)
-    except BuildError as error:
+    except (BuildError, OSError) as error:
         say(f"cannot build: {error}")
         return 1
     return 0
@@ -218,7 +207,9 @@ def _options() -> argparse.ArgumentParser:
         "--store", type=Path, action="append", default=[], help="a root whose images are used"
     )
     options.add_argument("--agent", type=Path, default=HERE / "agent", help="folder of the agent")
-    options.add_argument("--again", action="store_true", help="build also what is there already")
+    options.add_argument(
+        "--since", type=int, default=0, metavar="MS", help="build anew what was made before then"
+    )
     options.add_argument("--ask", action="store_true", help="exit 1 if there is work, do none")
     options.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     kinds = options.add_subparsers(dest="what", required=True)

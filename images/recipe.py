@@ -27,6 +27,7 @@ __all__ = [
     "digest",
     "main",
     "plan",
+    "runtime_recipe",
     "with_python",
 ]
 
@@ -119,6 +120,13 @@ def agent_digest(above: str, folder: Path) -> str:
         content = hashlib.sha256(path.read_bytes()).hexdigest()
         hashed.update(f"{path.relative_to(folder)} {content}\n".encode())
     return hashed.hexdigest()
+
+
+def runtime_recipe(name: str, agent: Path) -> str:
+    """Names the image of a runtime as containers are started from it: with the agent, if it runs
+    handlers."""
+    made = digest(plan(name))
+    return agent_digest(made, agent) if RUNTIMES[name].languages else made
 
 
 def agent_files(folder: Path) -> list[Path]:

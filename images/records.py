@@ -11,10 +11,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Image", "brought", "images", "intact", "made_by"]
+__all__ = ["RECIPE", "Image", "brought", "images", "intact", "made_by", "stored_bytes"]
+
+
+RECIPE = "flowmonkey.recipe"  # the label by which our own images are known
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,7 @@ class Image:
     labels: Mapping[str, str]
     size_bytes: int
     own_bytes: int
+    made_ms: int
 
 
 def images(roots: Sequence[Path]) -> list[Image]:
@@ -45,22 +50,21 @@ def images(roots: Sequence[Path]) -> list[Image]:
             sizes = [int(layer.get("diff-size") or 0) for layer in chain]
             labels = config["config"].get("Labels") or {}
             names = tuple(record.get("names") or ())
-            found.append(Image(record["id"], root, names, labels, sum(sizes), sizes[0]))
+            made_ms = _instant_ms(chain[0].get("created", ""))
+            found.append(Image(record["id"], root, names, labels, sum(sizes), sizes[0], made_ms))
     return found
 
 
 def made_by(roots: Sequence[Path], recipe: str) -> Image | None:
-    """The image that a recipe made, whatever its name is now."""
-    for image in images(roots):
-        if image.labels.get("flowmonkey.recipe") == recipe:
-            return image
-    return None
+    """The newest image that a recipe made, whatever its name is now."""
+    made = [image for image in images(roots) if image.labels.get(RECIPE) == recipe]
+    return max(made, key=lambda image: image.made_ms, default=None)
 
 
 def brought(roots: Sequence[Path], name: str) -> Image | None:
     """An image of this name that somebody else made (a Containerfile's): it is used as it is."""
     for image in images(roots):
-        if name in image.names and "flowmonkey.recipe" not in image.labels:
+        if name in image.names and RECIPE not in image.labels:
             return image
     return None
 
@@ -81,6 +85,16 @@ def intact(roots: Sequence[Path], image_id: str) -> bool:
             chain = [layer.get("diff-digest") for layer in _chain(layers, record.get("layer", ""))]
             return bool(chain[::-1] == config["rootfs"]["diff_ids"])
     return False
+
+
+def _instant_ms(text: str) -> int:
+    """Of 2026-11-29T13:37:10.290650718Z; fractions finer than Python's are cut."""
+    whole, _, fraction = text.removesuffix("Z").partition(".")
+    try:
+        seconds = datetime.fromisoformat(f"{whole}+00:00").timestamp()
+    except ValueError:
+        return 0
+    return int(seconds) * 1000 + int((fraction + "000")[:3] or 0)
 
 
 def _records(root: Path, kind: str) -> list[dict[str, Any]]:
@@ -116,3 +130,8 @@ def _chain(layers: Mapping[str, dict[str, Any]], top: str) -> list[dict[str, Any
         chain.append(layer)
         top = layer.get("parent", "")
     return chain
+
+
+def stored_bytes(root: Path) -> int:
+    """The bytes of all layers that a root holds itself, each counted once."""
+    return sum(int(layer.get("diff-size") or 0) for layer in _records(root, "layers"))

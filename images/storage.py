@@ -92,11 +92,15 @@ class Storage:
         """A new empty folder that does not outlive the build."""
         return Path(tempfile.mkdtemp(dir=self._own / "scratch"))
 
-    def find(self, recipe: str, name: str = "") -> str | None:
-        """The id of the image that this recipe made, or that somebody brought under the name."""
+    def find(self, recipe: str, name: str = "", since_ms: int = 0) -> str | None:
+        """The id of the image that this recipe made, or that somebody brought under the name; of
+        those made since then."""
         roots = (self.root, *self.stores)
-        found = records.made_by(roots, recipe) or records.brought(roots, name)
-        return found.id if found else None
+        made = records.made_by(roots, recipe)
+        if made is not None and made.made_ms >= since_ms:
+            return made.id
+        brought = records.brought(roots, name)
+        return brought.id if brought is not None else None
 
     def labels(self, image: str) -> Mapping[str, str]:
         """The labels of an image that exists."""
@@ -136,7 +140,7 @@ class Storage:
         removed = []
         for image in images:
             try:
-                _buildah("rmi", "--force", image)
+                _buildah("rmi", image)
             except BuildError:
                 continue
             removed.append(image)
@@ -152,6 +156,13 @@ class Storage:
             f"runroot = {json.dumps(str(scratch / 'run'))}\n[storage.options]\n"
             f"additionalimagestores = {json.dumps([str(path) for path in self.stores])}\n"
         )
+        # Nothing of a build has a network of its own; whatever is set up here says nothing to it.
+        networks = self._own / "containers.conf"
+        networks.write_text(
+            '[network]\nnetwork_backend = "netavark"\n'
+            f"network_config_dir = {json.dumps(str(scratch / 'networks'))}\n"
+        )
+        os.environ["CONTAINERS_CONF"] = str(networks)
         os.environ["CONTAINERS_STORAGE_CONF"] = str(config)
         os.environ["TMPDIR"] = str(scratch)
 

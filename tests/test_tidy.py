@@ -59,7 +59,7 @@ DOORS = {
         "flowmonkeyd/documents/",
         *(
             f"flowmonkeyd/api/{name}.py"
-            for name in ("jobs", "publishers", "requests", "routes", "vault", "wire")
+            for name in ("images", "jobs", "publishers", "requests", "routes", "vault", "wire")
         ),
     ),
     "pydantic_core": ("flowmonkeyd/jsontext.py",),

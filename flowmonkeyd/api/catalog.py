@@ -23,10 +23,11 @@ from flowmonkeyd.api.requests import (
     read_body,
     read_json,
 )
+from flowmonkeyd.builder import runtime_of
 from flowmonkeyd.documents.manifest import Manifest
 from flowmonkeyd.documents.text import parse_text
 from flowmonkeyd.documents.versions import is_version, newest, sort_key
-from flowmonkeyd.errors import Invalid, NotFound
+from flowmonkeyd.errors import Invalid, NotFound, Unavailable
 from flowmonkeyd.model import Signed
 from flowmonkeyd.store import catalog
 
@@ -95,7 +96,12 @@ async def publish(api: Api, request: Request) -> Response:
     body = await read_body(request, api.settings.api.bodyBytesMax)
     keys = await known(api)
 
+    runtime: str | None = None
+
     def judge(manifest: Manifest, files: Mapping[str, bytes]) -> Signed | None:
+        nonlocal runtime
+        if manifest.stateful is not None:
+            runtime = _runtime(api, manifest, files)
         return trust.check(manifest, files, keys, api.settings)
 
     received = await asyncio.to_thread(api.packages.receive, body, judge)
@@ -108,6 +114,7 @@ async def publish(api: Api, request: Request) -> Response:
         received.size_bytes,
         peer(request),
         received.signed,
+        runtime,
     )
     shown = {**wire.handler_json(row), "created": created, "warnings": []}
     return answer(shown, 201 if created else 200)
@@ -174,6 +181,18 @@ async def handler_of(api: Api, path: str) -> catalog.HandlerRow:
         name = f"{handler_type}@{wanted}" if wanted else handler_type
         raise NotFound(f"no handler {name!r}", code="HANDLER_NOT_FOUND")
     return row
+
+
+def _runtime(api: Api, manifest: Manifest, files: Mapping[str, bytes]) -> str:
+    """The runtime that a stateful handler gets here. Raises Invalid, Unavailable."""
+    problem = api.builder.problem if api.builder else "this daemon has none"
+    if problem is not None:
+        raise Unavailable(
+            f"cannot publish {manifest.type}: it is stateful, and containers cannot be run on "
+            f"this host: {problem}; see `flowctl status`",
+            code="CONTAINERS_UNAVAILABLE",
+        )
+    return runtime_of(manifest, files)
 
 
 def _name(path: str) -> tuple[str, str | None]:

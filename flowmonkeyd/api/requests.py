@@ -25,6 +25,7 @@ from starlette.types import Receive, Scope, Send
 
 from flowmonkeyd import jsontext
 from flowmonkeyd.api.feed import Feed
+from flowmonkeyd.builder import Builder
 from flowmonkeyd.clock import Clock, SystemClock
 from flowmonkeyd.documents.problems import problems_of
 from flowmonkeyd.engine import Engine
@@ -109,6 +110,7 @@ class Api:
     vitals: Vitals
     vault: Vault | None = None
     jobs: Jobs | None = None  # None: this daemon runs no containers
+    builder: Builder | None = None
     clock: Clock = field(default_factory=SystemClock)
     is_draining: Callable[[], bool] = lambda: False
 

@@ -1,7 +1,7 @@
 """handler.json: what a handler is, may and needs (contract section 4). Pure.
 
 Read once at publish time, with every problem named, and again from the database when a step runs.
-What is valid here may still be refused by a daemon that cannot run it yet (`packages.not_yet_run`).
+What is valid here may still be refused by a daemon that cannot run it (`api.catalog`).
 """
 
 from __future__ import annotations
@@ -162,6 +162,8 @@ class _Execution(_Model):
     checkpoint: _Checkpoint | None = None
     pause: _Pause | None = None
     resources: Literal["light", "medium", "heavy", "gpu"] | None = None
+    # What the container's image must have beside the language.
+    tools: tuple[Literal["ffmpeg", "puppeteer", "sharp"], ...] | None = None
 
 
 class _Schemas(_Model):
@@ -214,6 +216,7 @@ class Stateful:
     pause_enabled: bool
     pause_ms_max: int
     resources: Literal["light", "medium", "heavy", "gpu"]
+    tools: tuple[Literal["ffmpeg", "puppeteer", "sharp"], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,7 +364,7 @@ def _check_stateless(handler: Mapping[str, Any], execution: Mapping[str, Any]) -
     if isinstance(timeout, int) and timeout > TTL_MS_MAX:
         message = f"should be at most {TTL_MS_MAX} unless the handler is stateful"
         yield Problem("$.handler.timeout", message)
-    for name in ("checkpoint", "pause", "resources"):
+    for name in ("checkpoint", "pause", "resources", "tools"):
         if execution.get(name) is not None:
             yield Problem(f"$.execution.{name}", "is for stateful handlers; set handler.stateful")
 
@@ -457,6 +460,7 @@ def _stateful(shape: _Execution) -> Stateful:
         pause_enabled=pause.enabled,
         pause_ms_max=pause.maxPauseDuration,
         resources=shape.resources or "light",
+        tools=shape.tools or (),
     )
 
 

@@ -47,6 +47,7 @@ class Committed:
     ready: set[str] = field(default_factory=set)  # lanes with a task to claim
     due_at_ms: int | None = None  # something new may be due then
     events: bool = False  # the ledger grew
+    images: bool = False  # one is wanted
     ended: set[str] = field(default_factory=set)  # executions that ended
     dropped: set[tuple[int, int]] = field(default_factory=set)  # (task key, lease) to kill
     evicted: set[str] = field(default_factory=set)  # instances whose container is not wanted
@@ -57,6 +58,7 @@ class Committed:
     def merge(self, other: Committed) -> None:
         self.ready |= other.ready
         self.events |= other.events
+        self.images |= other.images
         self.ended |= other.ended
         self.dropped |= other.dropped
         self.evicted |= other.evicted

@@ -13,6 +13,7 @@ from pathlib import Path
 from flowmonkeyd.api.feed import Feed
 from flowmonkeyd.api.requests import Api
 from flowmonkeyd.api.server import Server, application
+from flowmonkeyd.builder import Builder
 from flowmonkeyd.clock import RandomIds, SystemClock
 from flowmonkeyd.config import load
 from flowmonkeyd.dispatcher import Dispatcher
@@ -75,6 +76,14 @@ class Served:
         self.packages = Packages(directory / "packages")
         self.directory = directory
         self.clock = SystemClock()
+        self.no_containers = None  # why this host can run none, if so
+        self.builder = Builder(
+            self.store,
+            self.packages,
+            directory / "containers/storage",
+            clock=self.clock,
+            driver_problem=lambda: self.no_containers,
+        )
 
     async def call(self, method, path, body=None, headers=None):
         return await asyncio.to_thread(self.call_now, method, path, body, headers)
@@ -114,7 +123,7 @@ async def served(directory: Path, jobs=None, **given: str):
     vitals = Vitals(it.store, dispatcher, pool, stateless)
     vitals.phase = "ready"
     runs = None if jobs is None else jobs(it.engine)
-    api = Api(it.engine, it.packages, it.feed, settings, vitals, vault, runs)
+    api = Api(it.engine, it.packages, it.feed, settings, vitals, vault, runs, it.builder)
     server = Server(application(api), it.socket, 0o660, [])
     server.bind()
     await it.store.open()
@@ -123,11 +132,13 @@ async def served(directory: Path, jobs=None, **given: str):
         async with asyncio.TaskGroup() as group:
             writer = group.create_task(it.store.run())
             await it.engine.recover()
+            await it.builder.open()
             working = [group.create_task(dispatcher.run()), group.create_task(timers.run())]
             serving = group.create_task(server.serve())
             await server.started()
             yield it
             it.feed.close()
+            it.builder.close()
             server.stop()
             await serving
             for task in working:

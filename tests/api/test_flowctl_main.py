@@ -38,9 +38,10 @@ job:list job:show job:watch job:pause job:resume job:cancel job:checkpoint event
 handler:publish handler:list handler:show handler:yank handler:deprecate handler:sign
 handler:new handler:test handler:library handler:build
 key:new key:list key:trust key:revoke key:namespaces key:give
+image:list image:build image:prune
 secret:set secret:list secret:rm secret:rotate-key
 sandbox:run sandbox:explain sandbox:probe
-flow execution job event handler key secret sandbox"""
+flow execution job event handler key secret sandbox image"""
 
 
 def test_commands_are_those_of_the_contract():

@@ -309,10 +309,6 @@ def _with_manifest(**handler):
         (_with_manifest(versoin="1"), [("$.handler.versoin", "unknown field")]),
         (_with_manifest(entrypoint="main.py:run"), [("$.handler.entrypoint", "no file 'main.py'")]),
         (
-            {**_with_manifest(runtime="node", stateful=True, entrypoint="a.js:b"), "a.js": b""},
-            [("$.handler.stateful", "cannot be run")],
-        ),
-        (
             {**FILES, "handler.py": b"def handle(:\n", "lib/b.py": b"x = 1\ny = (\n"},
             [("handler.py:1", "invalid syntax"), ("lib/b.py:2", "'(' was never closed")],
         ),

@@ -71,6 +71,21 @@ def test_the_first_flow_of_the_readme_runs_and_finds_nothing(stopped_daemon, tmp
 
 
 @pytest.mark.slow
+def test_the_five_minutes_of_an_author_end_with_the_bill(daemon, tmp_path):
+    script = shell_of(DOCS["handlers.md"], "Five minutes")
+    env = {**daemon.env, "HOME": str(tmp_path)}  # where keys are kept
+    env.pop("XDG_CONFIG_HOME", None)
+    code, out, err = bash(script, tmp_path, env)
+    assert code == 0, err
+    assert '{"greeting": "Hello, Ada!", "length": 11}' in out
+    assert '"greeting": "Hello, Bob! Hello, Bob!"' in out
+    assert "acme/hello@0.1.0: published, signed by acme\n" in out
+    assert "  may not reach the network\n" in out
+    assert '"greeting": "Hello, Ada!",\n' in out  # of the run, in its context
+    assert re.search(r"^acme/hello@0\.1\.0 +1 +0\.000300000 \$$", out, re.MULTILINE), out
+
+
+@pytest.mark.slow
 def test_the_demo_runs_and_leaves_nothing(stopped_daemon, tmp_path):
     code, out, err = bash("script/demo", ROOT, {**stopped_daemon.env, "TMPDIR": str(tmp_path)})
     assert code == 0, err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ LIST: tuple[Column, ...] = (
 _SHOWN = ("type", "version", "name", "description", "runtime", "stateful", "digest", "sizeBytes")
 _DATES = ("publishedAt", "yankedAt")
 PARTS_SHOWN = 50
+_VERSION = re.compile(r"\d+\.\d+\.\d+([-+].*)?")  # and no range
 _TYPES = live_ids("/v1/handlers", "type")
 
 
@@ -164,13 +166,11 @@ def show(session: Session, reference: str) -> None:
       flowctl handler show acme/resize
       flowctl handler show acme/resize@1.2.0 -o yaml
     """
-    type_, at, version = reference.partition("@")
     client, output = session.client(), session.output
-    if not at:
-        output.listing(client.pages(f"/v1/handlers/{segment(type_)}", {}), LIST)
+    if "@" not in reference:
+        output.listing(client.pages(f"/v1/handlers/{segment(reference)}", {}), LIST)
         return
-
-    output.answer(client.get(_path(type_, version)), lambda found: _shown(output, found))
+    output.answer(client.get(_version_path(reference)), lambda found: _shown(output, found))
 
 
 @handler.command()
@@ -284,14 +284,10 @@ def _shown(output: Output, found: dict[str, Any]) -> None:
 
 def _version_path(reference: str) -> str:
     type_, _, version = reference.partition("@")
-    if not type_ or not version:
+    if not type_ or _VERSION.fullmatch(version) is None:
         raise click.BadParameter(
-            "name the version too, like acme/resize@1.2.0", param_hint="TYPE@V"
+            "name one version of it, like acme/resize@1.2.0", param_hint="TYPE@V"
         )
-    return _path(type_, version)
-
-
-def _path(type_: str, version: str) -> str:
     return f"/v1/handlers/{segment(type_)}/{segment(version)}"
 
 

@@ -175,6 +175,15 @@ def test_change_command_sends_what_was_given_and_no_more(daemon, args, path, sen
     assert json.loads(request.body) == sent
 
 
+@pytest.mark.parametrize("command", [["show"], ["yank"], ["deprecate"]])
+@pytest.mark.parametrize("reference", ["acme/x@^1", "acme/x@", "acme/x@1.2", "acme/x@1.2.0/yank"])
+def test_a_range_is_no_version(daemon, command, reference):
+    said = ["old"] if command == ["deprecate"] else []
+    result = flowctl("handler", *command, reference, *said)
+    assert (result.code, result.out, daemon.requests) == (2, "", [])
+    assert "name one version of it, like acme/resize@1.2.0" in result.err
+
+
 def test_a_namespace_is_handed_over(daemon):
     daemon.on("PUT", "/v1/namespaces/acme", {"name": "acme", "publisher": "b", "before": "a"})
     assert flowctl("key", "give", "acme", "b").out == "acme: b, before a\n"

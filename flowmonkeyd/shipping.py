@@ -36,7 +36,7 @@ __all__ = ["TYPES", "install", "package_of"]
 
 PUBLISHER = "flowmonkey"
 KEY_FILE = "shipped.key"
-TYPES = ("http", "webhook", "transform", "batch")
+TYPES = ("http", "webhook", "transform", "transform-js", "batch")
 # `batch` does to each item what `transform` does to one value.
 _SHARED = {"batch": ("transform/operations.py",)}
 _FOLDER = Path(__file__).resolve().parent / "shipped"

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import re
+import shutil
 import stat
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -21,6 +22,7 @@ from sandbox import Call, Egress, Ending, Policy, Pool, PoolSettings
 from tests.crash.daemon import Daemon
 from tests.flows import doc, step
 
+NEEDS_NODE = pytest.mark.skipif(shutil.which("node") is None, reason="NO node: nothing is run")
 _ITEMS = [{"name": "a", "price": 5, "tags": ["x"]}, {"name": "b", "price": 20}, {"name": "c"}]
 _DEAR = {"path": "price", "op": "gt", "value": 10}
 
@@ -99,8 +101,11 @@ async def run(tmp_path, server):
             network = (
                 Egress(private=("127.0.0.0/8",)) if handler_type in ("http", "webhook") else None
             )
+            handler = json.loads((folder / "handler.json").read_text())["handler"]
             call = Call(
                 str(folder),
+                handler["entrypoint"],
+                handler["runtime"],
                 config=config,
                 input=input,
                 has_input=has_input,
@@ -176,6 +181,42 @@ async def test_transform_refuses(run, config, given, code, says):
 async def test_transform_runs_code(run):
     code = "output = sorted(one['name'] for one in input)"
     assert (await run("transform", {"code": code}, _ITEMS))["output"] == ["a", "b", "c"]
+
+
+@NEEDS_NODE
+@pytest.mark.parametrize(
+    ("code", "given", "output"),
+    [
+        ("output = input.map((one) => one.name).join()", _ITEMS, "a,b,c"),
+        ("const output = { n: input.n + 1 };", {"n": 1}, {"n": 2}),
+        ("var output = null // nothing", {}, None),
+        ("for (const one of input) if (one > 1) { output = one; break; }", [1, 2, 3], 2),
+    ],
+)
+async def test_transform_runs_javascript(run, code, given, output):
+    result = await run("transform-js", {"code": code}, given)
+    assert (result["outcome"], result["output"]) == ("success", output)
+
+
+@NEEDS_NODE
+@pytest.mark.parametrize(
+    ("config", "code", "says"),
+    [
+        ({}, "INPUT_VALIDATION_FAILED", "give code, as text, and nothing else"),
+        ({"code": 3}, "INPUT_VALIDATION_FAILED", "give code, as text, and nothing else"),
+        ({"code": "", "operations": []}, "INPUT_VALIDATION_FAILED", "give code, as text, and"),
+        ({"code": "let a;\nlet b = ;"}, "INVALID_EXPRESSION", "code: line 2: Unexpected token ';'"),
+        ({"code": "input + 1"}, "INVALID_EXPRESSION", "code: it does not set output"),
+        ({"code": "output = input.a.b"}, "TRANSFORM_ERROR", "code: TypeError: Cannot read prop"),
+        ({"code": "throw 7"}, "TRANSFORM_ERROR", "code: 7"),
+        ({"code": "output = require('fs')"}, "TRANSFORM_ERROR", "require is not defined"),
+    ],
+)
+async def test_javascript_that_does_not_do_is_refused(run, config, code, says):
+    result = await run("transform-js", config, 1)
+    assert (result["outcome"], result["error"]["code"]) == ("failure", code), result
+    assert says in result["error"]["message"]
+    assert result["error"]["retryable"] is False
 
 
 async def test_batch_tells_each_item(run):
@@ -295,7 +336,7 @@ def test_what_an_operator_does_not_allow_is_told_at_the_start(tmp_path: Path) ->
 def test_the_examples_of_the_page_are_steps() -> None:
     page = (Path(__file__).parents[2] / "docs/shipped.md").read_text()
     steps = [json.loads(text) for text in re.findall(r"```json\n(.*?)```", page, re.DOTALL)]
-    assert [one["type"] for one in steps] == ["http", "transform"]
+    assert [one["type"] for one in steps] == ["http", "transform", "transform-js"]
     for one in steps:
         flow = {"id": "a", "version": "1.0.0", "initialStepId": one["id"]}
         parse_flow({**flow, "steps": {one["id"]: one}})

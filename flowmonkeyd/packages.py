@@ -171,6 +171,9 @@ def _foreign(manifest: Manifest, files: Mapping[str, bytes]) -> list[Problem]:
     if manifest.runtime != "python":
         return []
     here = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+    if manifest.stateful is not None:  # it runs in an image, whose Python is another than ours
+        ours = sys.implementation.cache_tag or ""
+        here = tuple(one.replace(ours, "cpython-311") for one in here)
     return [
         Problem("$", f"{name!r} is made for another Python or machine; here it is {here[0]}")
         for name in sorted(files)

@@ -15,7 +15,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RECIPE", "Image", "brought", "images", "intact", "made_by", "stored_bytes"]
+__all__ = [
+    "RECIPE",
+    "Image",
+    "brought",
+    "containers",
+    "images",
+    "intact",
+    "made_by",
+    "stored_bytes",
+]
 
 
 RECIPE = "flowmonkey.recipe"  # the label by which our own images are known
@@ -130,6 +139,11 @@ def _chain(layers: Mapping[str, dict[str, Any]], top: str) -> list[dict[str, Any
         chain.append(layer)
         top = layer.get("parent", "")
     return chain
+
+
+def containers(root: Path) -> list[str]:
+    """The names of all containers in a root, working containers of builds too."""
+    return [name for one in _records(root, "containers") for name in one.get("names") or ()]
 
 
 def stored_bytes(root: Path) -> int:

@@ -167,9 +167,7 @@ class Storage:
         os.environ["TMPDIR"] = str(scratch)
 
     def _sweep(self) -> None:
-        if not (self.root / "overlay-containers" / "containers.json").exists():
-            return
-        for name in _buildah("containers", "--format", "{{.ContainerName}}").split():
+        for name in records.containers(self.root):
             if name.startswith(MARK):
                 _buildah("rm", name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import py_compile
 import select
 import shutil
 import signal
@@ -22,6 +23,12 @@ from tests.images.conftest import CHECKOUT, build
 pytestmark = pytest.mark.slow
 
 ENDED_S = 20
+
+
+# Otherwise the files of a layer cannot be read.
+as_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="NO root: what is in a layer is not looked at"
+)
 
 
 @pytest.fixture
@@ -164,6 +171,34 @@ def test_the_same_archives_give_the_same_image(tmp_path, shared):
     assert first[0] == before[0]
 
 
+@as_root
+def test_bytecode_of_the_publishing_is_taken_and_no_other(tmp_path, shared):
+    """What the daemon compiled is in the image as it is; what only looks like it is made anew."""
+    folder, root = tmp_path / "package", tmp_path / "root"
+    folder.mkdir()
+    for name in ("good", "other", "timed"):
+        (folder / f"{name}.py").write_text(f"NAME = {name!r}\n")
+    program = CHECKOUT / "flowmonkeyd/syntax.py"
+    subprocess.run([sys.executable, "-I", program, folder], check=True, capture_output=True)
+    cache = folder / "__pycache__"
+    made = {path.name.partition(".")[0]: path for path in cache.iterdir()}
+    (folder / "other.py").write_text("NAME = 'another by now'\n")
+    py_compile.compile(str(folder / "timed.py"), cfile=str(made["timed"]))
+    given = {name: path.read_bytes() for name, path in made.items()}
+    status, said = build(root, "handler", "python311", "a" * 64, folder, stores=[shared])
+    assert status == 0, said
+    (layer,) = layers_of(root)
+    kept = {
+        name: (layer / "diff/app/__pycache__" / path.name).read_bytes()
+        for name, path in made.items()
+    }
+    assert kept["good"] == given["good"] or sys.version_info[:2] != (3, 11)
+    assert kept["other"] != given["other"]
+    assert kept["timed"] != given["timed"]
+    assert {one[4:8] for one in kept.values()} == {b"\1\0\0\0"}
+
+
+@as_root
 def test_code_that_is_no_python_of_the_image_keeps_no_bytecode_and_breaks_nothing(tmp_path, shared):
     """A dependency may bring files for a newer Python; who imports one gets Python's own words."""
     folder, root = tmp_path / "package", tmp_path / "root"
@@ -174,8 +209,6 @@ def test_code_that_is_no_python_of_the_image_keeps_no_bytecode_and_breaks_nothin
     (folder / "__pycache__/handler.cpython-311.pyc").write_bytes(b"of the host")
     status, said = build(root, "handler", "python311", "a" * 64, folder, stores=[shared])
     assert status == 0, said
-    if os.geteuid() != 0:
-        return
     (layer,) = layers_of(root)
     app = layer / "diff/app"
     found = {str(path.relative_to(app)): path.stat() for path in app.rglob("*") if path.is_file()}

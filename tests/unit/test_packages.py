@@ -317,6 +317,10 @@ def _with_manifest(**handler):
         ({**FILES, "handler.py": b"# coding: nope"}, [("handler.py:1", "unknown encoding")]),
         (NESTED, [("handler.py:1", "nested too deeply")]),
         (
+            {**_with_manifest(stateful=True), "x.cpython-313-x86_64-linux-gnu.so": b""},
+            [("$", "another Python or machine; here it is .cpython-311-")],
+        ),
+        (
             {
                 **FILES,
                 "n/x.cpython-39-x86_64-linux-gnu.so": b"",

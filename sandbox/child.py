@@ -8,6 +8,7 @@ and that `ended` is resolved exactly once, by whoever hears of the death. It rea
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -16,6 +17,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from sandbox import wire
 
 __all__ = ["Child", "Ended", "Fitting", "Profile"]
 
@@ -138,6 +141,13 @@ class Child:
         self._expects_listener = False
         self._listener = fds[0] if fds else -1
         return data
+
+    def prepare(self, root: str, fitting: Fitting) -> None:
+        """Have it read the package at `root` ahead of its call, and import it if so told."""
+        said = {"root": root, "entrypoint": fitting.entrypoint, "import": fitting.preload}
+        text = wire.encode({**said, "reuse": fitting.reuse})
+        with contextlib.suppress(OSError):  # it is dead, which is heard
+            self.channel.send(wire.frame(wire.PREPARE, bytes(wire.TOKEN_BYTES), text))
 
     def refuse(self, reason: str) -> None:
         """Its package could not be attached: tell whoever waits, now or later."""

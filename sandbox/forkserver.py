@@ -11,7 +11,6 @@ clear which: a call of that package then waits for nothing but its process.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import collections
 import contextlib
@@ -182,8 +181,8 @@ class ForkServer:
             with contextlib.suppress(ServerFailed):  # the next server is asked
                 self._claim(_Spawn(profile, fitting, future))
             await asyncio.wait([future], timeout=self._patience_s)
+            self._insist(future.done)
             if future.cancel():
-                self._stop_process()  # hung: its end is heard as an ordinary death
                 raise ServerFailed("", f"no process within {self._patience_s:g} s")
             return future.result()
         except asyncio.CancelledError:
@@ -201,7 +200,9 @@ class ForkServer:
         """See that the server answers: one that hangs would let its executions hang too. It is
         killed if it does not."""
         if self._answer is None:
-            self._answer = self._loop.call_later(self._patience_s, self._stop_process)
+            self._answer = self._loop.call_later(
+                self._patience_s, self._insist, lambda: self._answer is None
+            )
             with contextlib.suppress(ServerFailed):
                 self._send(b"P")
 
@@ -297,11 +298,7 @@ class ForkServer:
 
     def _prepare(self, child: Child, fitting: Fitting) -> None:
         inside = "private-root" in self._start["layers"] and "private-root" not in self.missing
-        root = PACKAGE if inside else fitting.package
-        said = {"root": root, "entrypoint": fitting.entrypoint, "import": fitting.preload}
-        text = wire.encode({**said, "reuse": fitting.reuse})
-        with contextlib.suppress(OSError):  # it is dead, which is heard
-            child.channel.send(wire.frame(wire.PREPARE, bytes(wire.TOKEN_BYTES), text))
+        child.prepare(PACKAGE if inside else fitting.package, fitting)
 
     def _send(self, message: bytes) -> None:
         try:
@@ -313,12 +310,16 @@ class ForkServer:
             self._stop_process()
             raise ServerFailed("", "the fork server is gone", child_died=True) from exc
 
-    def _on_message(self) -> None:
-        assert self._control is not None
+    def _on_message(self) -> bool:
+        """Whether there was one."""
+        if self._control is None:
+            return False
         try:
-            data, fds = _receive(self._control)
+            data, fds, _flags, _address = socket.recv_fds(
+                self._control, MESSAGE_MAX_BYTES, _FDS_MAX, socket.MSG_CMSG_CLOEXEC
+            )
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data, fds = b"", []
         if not data:
@@ -336,6 +337,7 @@ class ForkServer:
             self._on_ended(number, Ended(status, cpu_us // 1000, peak_kib * 1024))
         else:
             self._on_words(json.loads(data), fds)
+        return True
 
     def _answered(self) -> None:
         if self._answer is not None:
@@ -462,8 +464,16 @@ class ForkServer:
     def _expect_end(self, child: Child) -> None:
         """Its end must be reported soon: a hung server would keep the slot for ever."""
         if not child.ended.done():
-            timer = self._loop.call_later(self._patience_s, self._stop_process)
+            timer = self._loop.call_later(self._patience_s, self._insist, child.ended.done)
             child.ended.add_done_callback(lambda _ended: timer.cancel())
+
+    def _insist(self, came: Callable[[], bool]) -> None:
+        """Patience has run out: the server is killed, and its end is heard as any other, unless
+        what it owed is here already. It is if this loop, and not the server, stood still."""
+        while not came() and self._on_message():
+            pass
+        if not came():
+            self._stop_process()
 
     def _stop_process(self) -> None:
         if self._process is not None:
@@ -488,15 +498,3 @@ def _last_words(child: Child) -> tuple[bool, ServerFailed | None]:
     except (OSError, wire.ProtocolError):
         pass
     return False, None
-
-
-def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
-    fds: array.array[int] = array.array("i")
-    space = socket.CMSG_SPACE(_FDS_MAX * fds.itemsize)
-    data, ancillary, _flags, _address = control.recvmsg(
-        MESSAGE_MAX_BYTES, space, socket.MSG_CMSG_CLOEXEC
-    )
-    for level, kind, content in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    return data, list(fds)

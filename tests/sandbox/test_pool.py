@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -257,6 +258,21 @@ async def test_hung_fork_server_is_replaced(own_pool, package):
         "the fork server ended during the execution",
     )
     assert await _good_again(pool, package)
+
+
+@pytest.mark.slow
+async def test_a_loop_that_stood_still_blames_no_fork_server(own_pool, package):
+    """As a process that was stopped, or a machine without time for it: what came meanwhile counts,
+    however much is before it."""
+    pool = await own_pool(slots=1, patience_ms=2000)
+    servers = pool.server_pids
+    async with asyncio.TaskGroup() as group:
+        calls = [group.create_task(pool.run(Call(package(_GOOD)))) for _ in range(3)]
+        await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        time.sleep(2.2)  # noqa: ASYNC251  the end of the first process is on its way
+    assert [call.result().ending for call in calls] == [Ending.RESULT] * 3
+    await pool.idle()
+    assert pool.server_pids == servers
 
 
 @pytest.mark.slow

@@ -38,6 +38,16 @@ POOLS: tuple[Column, ...] = (
     ("REUSED", lambda row: row.get("reused")),
     ("CRASHED", lambda row: row.get("crashed")),
 )
+WARM: tuple[Column, ...] = (
+    ("WARM CONTAINERS", lambda row: row.get("name")),
+    ("SIZE", lambda row: row.get("resources")),
+    ("NETWORK", lambda row: row.get("network")),
+    ("READY", lambda row: row.get("size")),
+    ("TARGET", lambda row: row.get("target")),
+    ("HITS", lambda row: row.get("hits")),
+    ("MISSES", lambda row: row.get("misses")),
+    ("PROBLEM", lambda row: row.get("problem")),
+)
 _FILES = {
     "none": "its own package, read-only; no writable place",
     "readonly": "its own package, read-only; no writable place",
@@ -179,16 +189,28 @@ def probe(session: Session) -> None:
 @click.command(cls=Leaf)
 @click.pass_obj
 def pool(session: Session) -> None:
-    """Show what runs handlers: slots, processes that wait, counts since the start.
+    """Show what runs handlers: slots, processes and containers that wait, counts since the start.
 
     \b
     Example:
       flowctl pool
     """
     answer = session.client().get("/v1/pools")
-    session.output.answer(
-        answer, lambda found: session.output.table(found.get("items") or [], POOLS)
-    )
+
+    def words(found: dict[str, Any]) -> None:
+        session.output.table(found.get("items") or [], POOLS)
+        if found.get("warm"):
+            session.output.table(found["warm"], WARM)
+        starts = found.get("starts") or {}
+        session.output.pairs(
+            [
+                (f"{kind} starts, ms", _counts_by_class(starts[kind]))
+                for kind in ("warm", "cold")
+                if starts.get(kind)
+            ]
+        )
+
+    session.output.answer(answer, words)
 
 
 def layers_in_words(output: Output, layers: Iterable[Mapping[str, Any]]) -> None:
@@ -200,6 +222,10 @@ def layers_in_words(output: Output, layers: Iterable[Mapping[str, Any]]) -> None
     output.pairs([("layers", f"{len(layers) - len(missing)} of {len(layers)} hold")])
     if missing:
         output.table(missing, MISSING)
+
+
+def _counts_by_class(counts: Any) -> str:
+    return "  ".join(f"{name}: {count}" for name, count in counts.items())
 
 
 def _counts(counts: Any) -> str | None:

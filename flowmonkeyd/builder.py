@@ -14,7 +14,7 @@ import logging
 import shutil
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -104,6 +104,7 @@ class Builder:
         *,
         clock: Clock,
         driver_problem: Callable[[], str | None] = lambda: None,
+        driver_ready: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`stores` are roots whose images are used and never written; `bytes_max` 0 is no bound;
         `pins` are runtimes and handlers (TYPE or TYPE@VERSION) whose images always stay."""
@@ -111,12 +112,18 @@ class Builder:
         self._root, self._stores = root, tuple(stores)
         self._bytes_max, self._pins = bytes_max, frozenset(pins)
         self._clock, self._driver_problem = clock, driver_problem
+        self._driver_ready = driver_ready
         self._build: _Build | None = None
         self._closed = False
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()  # a build has begun or ended
         self._recipes: dict[str, str] = {}
         self.builds = 0  # since the start
+
+    async def ready(self) -> None:
+        """Stateful handlers are wanted: wait until `problem` is known."""
+        if self._driver_ready is not None:
+            await self._driver_ready()
 
     @property
     def problem(self) -> str | None:

@@ -172,6 +172,11 @@ class Groups:
         name = "memory.current" if self.version == 2 else "memory.usage_in_bytes"
         return _number(self.folders["memory"] / name)
 
+    def memory_peak_bytes(self) -> int | None:
+        """The most it has held; None: it is gone, or the kernel (before 5.19) does not say."""
+        name = "memory.peak" if self.version == 2 else "memory.max_usage_in_bytes"
+        return _number(self.folders["memory"] / name)
+
     def has_freezer(self) -> bool:
         """Whether this process may freeze it."""
         return os.access(self.freezer, os.W_OK)

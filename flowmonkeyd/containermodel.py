@@ -83,6 +83,8 @@ class Found:
     role: str
     attempt: int
     state: Literal["running", "frozen", "exited"]
+    resources: str
+    network: bool
     labels: Mapping[str, str]
 
 

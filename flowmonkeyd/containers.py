@@ -295,6 +295,8 @@ class Containers:
             "instance": spec.instance,
             "role": spec.role,
             "attempt": str(spec.attempt),
+            "resources": spec.resources,
+            "network": "yes" if spec.network else "no",
         }
         return Creation(
             name=self._name(spec.instance),
@@ -418,8 +420,9 @@ class Containers:
             first_uid=uid,
             started_ms=max(0, int(listed.get("StartedAt") or 0)) * 1000,
         )
-        attempt = labels.get(f"{_LABEL}attempt", "0")
-        return Found(container, labels.get(f"{_LABEL}role", ""), int(attempt), state, labels)
+        names = ("role", "attempt", "resources", "network")
+        role, attempt, resources, network = (labels.get(_LABEL + name, "") for name in names)
+        return Found(container, role, int(attempt or 0), state, resources, network == "yes", labels)
 
     def _wanted(self, instance: str, keep: Collection[str]) -> bool:
         return instance in keep or instance in self._starting

@@ -86,10 +86,10 @@ def attempted(
     if job is None or job.state.is_final:
         return  # its input could not be had, say: there was nothing to run
     end = result.job or JobEnd(job.key, job.instance)
-    if result.job is None and job.instance is not None:
-        tx.hints.evicted.add(job.instance)
     if (end.job, end.instance) != (job.key, job.instance):
         raise Superseded(f"job {job.id} is another instance's")
+    if job.instance is not None:
+        tx.hints.evicted.add(job.instance)
     stopped(tx, job, end.at_ns)
     active_ns = segments.active_ns(tx, job.key)
     _bill(tx, job, active_ns, record, record.execution.step_count + 1, quotas)

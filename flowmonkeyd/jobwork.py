@@ -14,6 +14,7 @@ from typing import Any
 
 from flowmonkeyd import decide, jobsteps
 from flowmonkeyd.billing import segment_start_ns
+from flowmonkeyd.documents.versions import newest
 from flowmonkeyd.errors import Conflict, Invalid, NotFound, Superseded
 from flowmonkeyd.jobmodel import (
     CHECKPOINT_NAMES_MAX,
@@ -28,7 +29,18 @@ from flowmonkeyd.jobmodel import (
 )
 from flowmonkeyd.model import CancelSource, RetryPolicy, StepError, Task, Wait, WaitKind
 from flowmonkeyd.steps import Steps
-from flowmonkeyd.store import Store, Tx, checkpoints, executions, jobs, segments, tasks, waits
+from flowmonkeyd.store import (
+    Store,
+    Tx,
+    catalog,
+    checkpoints,
+    executions,
+    images,
+    jobs,
+    segments,
+    tasks,
+    waits,
+)
 from flowmonkeyd.work import leased
 
 __all__ = ["JobWork"]
@@ -320,6 +332,26 @@ class JobWork:
             return True
 
         return await self.store.write(change)
+
+    async def uses_containers(self) -> bool:
+        """Whether a stateful handler was ever published here."""
+        return await self.store.read(catalog.has_stateful)
+
+    async def stateful_images(self) -> list[tuple[str, str]]:
+        """The manifest, as text, and the image's id of each stateful type's newest version that is
+        not yanked and has its image."""
+
+        def look(conn: Any) -> list[tuple[str, str]]:
+            by_type: dict[str, dict[str, tuple[str, str]]] = {}
+            for handler_type, version, manifest, image_id in images.of_handlers(conn):
+                by_type.setdefault(handler_type, {})[version] = (manifest, image_id)
+            return [
+                versions[best]
+                for versions in by_type.values()
+                if (best := newest(versions, None)) is not None
+            ]
+
+        return await self.store.read(look)
 
     async def resume_job(self, job: int, data: Any) -> None:
         """End a job's pause by hand. Raises Conflict when it is not paused, Invalid for data that

@@ -15,7 +15,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,10 +31,13 @@ from flowmonkeyd.billing import Quota, nanos
 from flowmonkeyd.builder import Builder
 from flowmonkeyd.clock import Clock, RandomIds, SystemClock
 from flowmonkeyd.config import ConfigError, Loaded, load, print_config
-from flowmonkeyd.dispatcher import Dispatcher
+from flowmonkeyd.containers import Containers, installation, run_folder
+from flowmonkeyd.dispatcher import Dispatcher, Executor
 from flowmonkeyd.engine import Engine
 from flowmonkeyd.errors import FlowMonkeyError, Unavailable
+from flowmonkeyd.fleet import Fleet
 from flowmonkeyd.jobmodel import JobRules
+from flowmonkeyd.jobs import Jobs
 from flowmonkeyd.model import Lane, Limits
 from flowmonkeyd.packages import Packages
 from flowmonkeyd.quotas import Quotas
@@ -94,17 +97,23 @@ class Daemon:
         vault = _vault(settings, store)
         pool = Pool(_pool_settings(settings))
         stateless = Stateless(pool, packages, engine, clock, settings, vault)
-        dispatcher = Dispatcher(engine, {Lane.SANDBOX: stateless}, f"flowmonkeyd-{os.getpid()}")
+        containers = _containers(settings)
+        builder = _builder(settings, store, packages, clock, containers, lambda: fleet.ready())
+        fleet = Fleet(engine, containers, builder, packages, settings)
+        jobs = Jobs(engine, fleet, vault, clock, settings)
+        executors: dict[Lane, Executor] = {Lane.SANDBOX: stateless, Lane.CONTAINER: jobs}
+        dispatcher = Dispatcher(engine, executors, f"flowmonkeyd-{os.getpid()}")
         timers = Timers(engine, clock)
         feed = Feed()
-        vitals = Vitals(store, dispatcher, pool, stateless)
+        vitals = Vitals(store, dispatcher, pool, stateless, fleet)
 
-        builder = _builder(settings, store, packages, clock)
-        store.on_commit = _telling(builder, dispatcher, timers, feed)
+        store.on_commit = _telling(builder, dispatcher, fleet, timers, feed)
         store.before_commit = engine.run_ready
-        draining = self._stopping.is_set
         api = Api(
-            engine, packages, feed, settings, vitals, vault, builder=builder, is_draining=draining
+            *(engine, packages, feed, settings, vitals, vault),
+            jobs=jobs,
+            builder=builder,
+            is_draining=self._stopping.is_set,
         )
         server = Server(
             application(api), settings.socket, settings.api.socketMode, systemd.listen_fds()
@@ -120,6 +129,7 @@ class Daemon:
                 await builder.open()
                 working = [
                     group.create_task(builder.run(), name="builder"),
+                    group.create_task(fleet.work(), name="fleet"),
                     group.create_task(dispatcher.run(), name="dispatcher"),
                     group.create_task(timers.run(), name="timers"),
                     group.create_task(self._watchdog(store), name="watchdog"),
@@ -133,19 +143,19 @@ class Daemon:
                 log.info("ready", extra={"socket": str(settings.socket), "released": released})
                 systemd.ready(f"serving on {settings.socket}")
                 await self._stopping.wait()
+                jobs.detach()
                 await self._drain(dispatcher, vitals)
                 feed.close()
                 builder.close()
                 server.stop()
                 await serving
-                for task in working:
-                    task.cancel()
-                await asyncio.wait(working)
+                await _cancelled(working)
                 await vault.close()
                 await store.close()
                 await writer
         finally:
             await pool.close()
+            await containers.close()
             await store.close()
             server.unbind()
 
@@ -177,6 +187,12 @@ class Daemon:
         if loaded.settings.model_dump(exclude={"log"}) != before:
             log.warning("some changed settings need a restart; only the log's were taken over")
         log.info("reloaded")
+
+
+async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
 
 
 async def _open(store: Store, pool: Pool, packages: Packages) -> None:
@@ -211,16 +227,29 @@ def _engine(store: Store, settings: Settings) -> Engine:
     return Engine(store, RandomIds(), limits, quotas=_quotas(settings.quotas), job_rules=rules)
 
 
-def _builder(settings: Settings, store: Store, packages: Packages, clock: Clock) -> Builder:
-    containers = settings.containers
+def _containers(settings: Settings) -> Containers:
+    root, section = settings.dataDir / "containers", settings.containers
+    install = installation(root)
+    return Containers(section, root, run_folder(section.runDir, install), install)
+
+
+def _builder(
+    settings: Settings,
+    store: Store,
+    packages: Packages,
+    clock: Clock,
+    containers: Containers,
+    ready: Callable[[], Awaitable[None]],
+) -> Builder:
+    section = settings.containers
     return Builder(
-        store,
-        packages,
-        settings.dataDir / "containers" / "storage",
-        [Path(one) for one in containers.imageStores],
-        containers.imageCacheBytes,
-        containers.imagePins,
+        *(store, packages, containers.places.storage),
+        [Path(one) for one in section.imageStores],
+        section.imageCacheBytes,
+        section.imagePins,
         clock=clock,
+        driver_problem=lambda: containers.problem,
+        driver_ready=ready,
     )
 
 

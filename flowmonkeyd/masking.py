@@ -78,6 +78,18 @@ class Masks:
             masked = self._without_pieces(masked)
         return masked
 
+    @property
+    def longest_bytes(self) -> int:
+        """What is looked for has at most so many bytes as UTF-8."""
+        return 4 * self._longest
+
+    def name_in(self, data: bytes) -> str | None:
+        """Whose value is in these bytes, as UTF-8; None: nobody's."""
+        for form, name in self._forms.items():
+            if form.encode() in data:
+                return name
+        return None
+
     def tree(self, value: Any) -> Any:
         """A JSON value with marks in its texts and keys, and for numbers that are a value."""
         try:

@@ -34,7 +34,9 @@ _ERRORS = {
 }
 
 
-def result_of(reply: Reply, now_ms: int, charge: Charge | None = None) -> TaskResult:
+def result_of(
+    reply: Reply, now_ms: int, charge: Charge | None = None, worker_id: str = "sandbox"
+) -> TaskResult:
     """The result a reply amounts to; `charge` is what it costs, if a handler was reached. Pure."""
     if reply.ending is Ending.UNAVAILABLE:
         charge = None
@@ -46,7 +48,7 @@ def result_of(reply: Reply, now_ms: int, charge: Charge | None = None) -> TaskRe
         usage["network"] = _network(reply.traffic)
     made = partial(
         TaskResult,
-        worker_id="sandbox",
+        worker_id=worker_id,
         duration_ms=reply.usage.wall_ms,
         usage=usage,
         charge=charge,

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from flowmonkeyd.billing import nanos
 from flowmonkeyd.documents.targets import wrong_network, wrong_target
 from flowmonkeyd.errors import Invalid
+from flowmonkeyd.poolsize import wrong_cron
 from flowmonkeyd.vault.elsewhere import wrong_address, wrong_path
 from sandbox.model import DEFAULT_REQUIRED
 
@@ -42,6 +43,8 @@ __all__ = [
     "TimeoutsSection",
     "TrustSection",
     "VaultSection",
+    "WarmSection",
+    "WindowSection",
 ]
 
 _DAY_MS = 24 * 3600 * 1000
@@ -182,6 +185,14 @@ class ContainersSection(_Section):
     gpuDevice: str = ""
 
 
+class WindowSection(_Section):
+    """From each moment of a cron expression on, in the machine's time zone."""
+
+    cron: Annotated[str, _each(wrong_cron)]
+    minutes: Annotated[_Int, Field(ge=1, le=7 * 24 * 60)]
+    warm: Annotated[_Int, Field(ge=1, le=64)]
+
+
 class HandlerNetwork(_Section):
     """Bounds what a handler's manifest asks for; it never adds to it."""
 
@@ -199,6 +210,9 @@ class HandlerSection(_Section):
     reuseAgeMs: Annotated[_Int, Field(ge=1, le=_DAY_MS)] = 600_000
     # Processes that wait for a call of it have imported it (python only).
     preload: bool = False
+    # Containers of a stateful one that are always warm, and those of some hours of the week.
+    warm: Annotated[_Int, Field(ge=0, le=64)] = 0
+    warmWindows: tuple[WindowSection, ...] = ()
     # Networks that are not global and that it may reach all the same.
     privateNetworks: tuple[Annotated[str, _each(wrong_network)], ...] = ()
     network: HandlerNetwork = HandlerNetwork()
@@ -325,8 +339,32 @@ class JobsSection(_Section):
     # The wait after a lost one doubles each time, up to the second.
     backoffMs: Annotated[_Int, Field(ge=0, le=3_600_000)] = 1000
     maxBackoffMs: Annotated[_Int, Field(ge=0, le=3_600_000)] = 60_000
+    # How often an agent says that it lives; three that are missed are too many. What a job was
+    # active is on disk as often: a power cut costs nobody more than this.
+    heartbeatMs: Annotated[_Int, Field(ge=100, le=60_000)] = 5000
+    # Between telling a handler that it is cancelled and killing it.
+    cancelGraceMs: Annotated[_Int, Field(ge=0, le=60_000)] = 2000
+    # How long a daemon that was started again waits for the agent of a container that runs on.
+    adoptMs: Annotated[_Int, Field(ge=100, le=600_000)] = 30_000
+    # A paused container is kept frozen for so long; later its job goes on in a new one.
+    frozenMs: Annotated[_Int, Field(ge=0, le=30 * _DAY_MS)] = 3_600_000
     # So long after a job has ended its checkpoints can be had, and be gone on from by a retry.
     checkpointDays: Annotated[_Int, Field(ge=0, le=3650)] = 7
+
+
+class WarmSection(_Section):
+    """Containers that wait for stateful handlers."""
+
+    # Of one kind; how many there are follows demand.
+    most: Annotated[_Int, Field(ge=0, le=256)] = 8
+    # Of all that wait, an idle one counted with 16 MiB.
+    bytesMax: Annotated[_Int, Field(ge=0, le=1024**4)] = 256 * _MIB
+    # What nobody asked for so long is ended, but for what is declared.
+    idleMs: Annotated[_Int, Field(ge=1, le=_DAY_MS)] = 600_000
+    # When a handler is published so many are started for its first calls.
+    onPublish: Annotated[_Int, Field(ge=0, le=64)] = 1
+    # By runtime image, generic ones that any handler can be given: {python311 = 1}.
+    runtimes: Mapping[str, Annotated[_Int, Field(ge=0, le=64)]] = Field(default_factory=dict)
 
 
 class TenantQuota(_Section):
@@ -379,6 +417,7 @@ class Settings(_Section):
     billing: BillingSection = BillingSection()
     quotas: QuotaSection = QuotaSection()
     jobs: JobsSection = JobsSection()
+    warm: WarmSection = WarmSection()
     trust: TrustSection = TrustSection()
     vault: VaultSection = VaultSection()
     handlers: HandlersSection = HandlersSection()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,10 +20,11 @@ from flowmonkeyd.dispatcher import Finished, Log, OnLogs
 from flowmonkeyd.documents import selectors
 from flowmonkeyd.documents.manifest import parse_manifest
 from flowmonkeyd.engine import Engine
-from flowmonkeyd.masking import LogMask, Masks
+from flowmonkeyd.loglines import Lines, last_lines
+from flowmonkeyd.masking import Masks
 from flowmonkeyd.model import NO_VALUE, Charge, Outcome, StepError, Task, TaskResult
 from flowmonkeyd.packages import Packages
-from flowmonkeyd.replies import denial_text, masked, result_of
+from flowmonkeyd.replies import masked, result_of
 from flowmonkeyd.settings import BillingSection, Settings
 from flowmonkeyd.terms import Terms, terms_of
 from flowmonkeyd.vault import Value, Vault
@@ -33,12 +34,8 @@ from sandbox import Call, Ending, JsonText, Limits, LogLine, Pool, Reply, Traffi
 
 __all__ = ["Stateless"]
 
-# Log lines of a running handler are handed over this often, so that `logs -f` follows it.
-LOGS_EVERY_S = 0.25
 PACKAGES_MAX = 512
 STEP_LIMITS_MAX = 64
-# The runner's own traceback has 16 KiB at most; what is longer is a handler's imitation.
-TRACEBACK_CHARS_MAX, TRACEBACK_LINES_MAX = 16 * 1024, 500
 # A fork server that is lost three times while one task runs is lost because of that task.
 TRIES_MAX = 3
 TASKS_PER_SLOT = 2
@@ -126,7 +123,7 @@ class Stateless:
             call = replace(call, secrets={name: one.text for name, one in secrets.items()})
             masks = Masks(secrets)
         async with asyncio.TaskGroup() as group:
-            lines = _Lines(group, on_logs, masks)
+            lines = Lines(group, on_logs, masks)
             try:
                 reply = await self._run(call, lines)
             finally:
@@ -136,18 +133,20 @@ class Stateless:
         now_ms = self._clock.now_ms()
         if reply.traffic is not None:
             self._count(reply.traffic)
-            lines.waiting.extend(_denials(reply.traffic, now_ms))
         result = result_of(reply, now_ms, package.charge)
-        lines.waiting.extend(_traceback(result, now_ms))
-        return Finished(result, lines.waiting)
+        return Finished(result, [*lines.waiting, *last_lines(result, reply.traffic, now_ms)])
 
-    async def _run(self, call: Call, lines: _Lines) -> Reply:
+    async def _run(self, call: Call, lines: Lines) -> Reply:
         """Run the call; anew when its fork server was lost, which is no fault of the handler's."""
+
+        def add(line: LogLine) -> None:
+            lines.add(_line(line))
+
         for _ in range(TRIES_MAX - 1):
-            reply = await self._pool.run(call, lines.add)
+            reply = await self._pool.run(call, add)
             if reply.ending is not Ending.UNAVAILABLE or self._missing_layers():
                 return reply
-        return await self._pool.run(call, lines.add)
+        return await self._pool.run(call, add)
 
     def _missing_layers(self) -> bool:
         layers = self._pool.layers()
@@ -171,50 +170,6 @@ class Stateless:
         self.denials += sum(denial.count for denial in traffic.denials)
         self.sent_bytes += traffic.sent_bytes
         self.received_bytes += traffic.received_bytes
-
-
-class _Lines:
-    """A task's log lines, handed over while it runs: each batch after the one before it."""
-
-    def __init__(self, group: asyncio.TaskGroup, on_logs: OnLogs, masks: Masks | None) -> None:
-        self.waiting: list[Log] = []
-        self._mask = LogMask(masks) if masks is not None else None
-        self._group = group
-        self._on_logs = on_logs
-        self._timer: asyncio.TimerHandle | None = None
-        self._handing_over: asyncio.Task[None] | None = None
-
-    def add(self, line: LogLine) -> None:
-        if self._mask is None:
-            self.waiting.append(_line(line))
-        else:
-            self._mask.add(_line(line), self._append)
-        if self._timer is None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(LOGS_EVERY_S, self._hand_over)
-
-    def end(self) -> None:
-        """No more is handed over; the group waits for what is on its way."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._mask is not None:
-            self._mask.end(self._append)
-
-    def _append(self, line: Log) -> None:
-        self.waiting.append(line)
-
-    def _hand_over(self) -> None:
-        self._timer = None
-        if self._handing_over is None or self._handing_over.done():
-            batch: Sequence[Log] = self.waiting
-            self.waiting = []
-            self._handing_over = self._group.create_task(self._keep(batch))
-        else:  # the writer is behind
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(LOGS_EVERY_S, self._hand_over)
-
-    async def _keep(self, batch: Sequence[Log]) -> None:
-        await self._on_logs(batch)
 
 
 def _call(task: Task, package: _Package, given: Any, context: Mapping[str, Any] | bytes) -> Call:
@@ -248,21 +203,6 @@ def _tiers(section: BillingSection) -> tuple[Tier, ...]:
 def _failed(code: str, message: str, fatal: bool = False) -> Finished:
     error = StepError(code, message, retryable=False)
     return Finished(TaskResult(Outcome.ERROR, error=error, fatal=fatal))
-
-
-def _traceback(result: TaskResult, at_ms: int) -> Sequence[Log]:
-    """An exception that left the handler, as its interpreter would have printed it."""
-    details = result.error.details if result.error is not None else None
-    text = details.get("traceback") if isinstance(details, Mapping) else None
-    if not isinstance(text, str) or len(text) > TRACEBACK_CHARS_MAX:
-        return ()
-    lines = text.encode(errors="replace").decode().splitlines()[:TRACEBACK_LINES_MAX]
-    return [(at_ms, "log", "error", line, None) for line in lines]
-
-
-def _denials(traffic: Traffic, at_ms: int) -> Sequence[Log]:
-    """A line for each target that was refused, as the handler's own library may hide it."""
-    return [(at_ms, "log", "warning", denial_text(one), None) for one in traffic.denials]
 
 
 def _line(line: LogLine) -> Log:

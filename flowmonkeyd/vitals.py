@@ -11,6 +11,7 @@ from typing import Any
 
 from flowmonkeyd import __version__
 from flowmonkeyd.dispatcher import Dispatcher
+from flowmonkeyd.fleet import Fleet
 from flowmonkeyd.model import ExecutionStatus
 from flowmonkeyd.stateless import Stateless
 from flowmonkeyd.store import Store, executions, tasks
@@ -24,9 +25,15 @@ class Vitals:
     """The parts, looked at. `phase` is "starting", "ready" or "draining"; main sets it."""
 
     def __init__(
-        self, store: Store, dispatcher: Dispatcher, pool: Pool, stateless: Stateless
+        self,
+        store: Store,
+        dispatcher: Dispatcher,
+        pool: Pool,
+        stateless: Stateless,
+        fleet: Fleet | None = None,
     ) -> None:
         self.phase = "starting"
+        self._fleet = fleet
         self._store = store
         self._dispatcher = dispatcher
         self._pool = pool
@@ -49,6 +56,7 @@ class Vitals:
                     "detail": refusal or f"boot {self._store.boot}, {self._store.commits} commits",
                 },
                 "sandbox": sandbox,
+                "containers": self._containers(),
                 "dispatcher": {
                     "status": "ok",
                     "detail": f"{pool['busy']} of {pool['slots']} slots busy",
@@ -56,9 +64,15 @@ class Vitals:
             },
         }
 
-    def pools(self) -> list[dict[str, Any]]:
-        """The pools that run handlers: one, as long as there is no other kind."""
-        return [{"name": "sandbox", **self._pool.statistics()}]
+    def pools(self) -> dict[str, Any]:
+        """What runs handlers: the sandbox's pool, and warm containers by their kind with how long
+        jobs have waited for theirs."""
+        fleet = self._fleet
+        return {
+            "items": [{"name": "sandbox", **self._pool.statistics()}],
+            "warm": fleet.pool.statistics() if fleet is not None else [],
+            "starts": fleet.pool.starts() if fleet is not None else {"warm": {}, "cold": {}},
+        }
 
     async def metrics(self) -> str:
         """Prometheus text."""
@@ -81,6 +95,15 @@ class Vitals:
             "detail": detail,
             "layers": [described(one) for one in layers],
         }
+
+    def _containers(self) -> dict[str, Any]:
+        fleet = self._fleet
+        if fleet is None or not fleet.is_open:
+            return {"status": "ok", "detail": "not used: no stateful handler was published"}
+        if fleet.problem is not None:
+            return {"status": "failed", "detail": fleet.problem}
+        facts = ", ".join(f"{name} {value}" for name, value in fleet.facts.items())
+        return {"status": "ok", "detail": facts}
 
     @cached_property
     def _numbers(self) -> _Numbers:

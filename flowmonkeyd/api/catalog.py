@@ -101,11 +101,13 @@ async def publish(api: Api, request: Request) -> Response:
     def judge(manifest: Manifest, files: Mapping[str, bytes]) -> Signed | None:
         nonlocal runtime
         if manifest.stateful is not None:
-            runtime = _runtime(api, manifest, files)
+            runtime = runtime_of(manifest, files)
         return trust.check(manifest, files, keys, api.settings)
 
     received = await asyncio.to_thread(api.packages.receive, body, judge)
     manifest = received.manifest
+    if manifest.stateful is not None:
+        await _containers(api, manifest)
     row, created = await api.engine.publish(
         manifest.type,
         manifest.version,
@@ -183,16 +185,18 @@ async def handler_of(api: Api, path: str) -> catalog.HandlerRow:
     return row
 
 
-def _runtime(api: Api, manifest: Manifest, files: Mapping[str, bytes]) -> str:
-    """The runtime that a stateful handler gets here. Raises Invalid, Unavailable."""
-    problem = api.builder.problem if api.builder else "this daemon has none"
+async def _containers(api: Api, manifest: Manifest) -> None:
+    """Raises Unavailable where containers cannot be run."""
+    problem: str | None = "this daemon has none"
+    if api.builder is not None:
+        await api.builder.ready()
+        problem = api.builder.problem
     if problem is not None:
         raise Unavailable(
             f"cannot publish {manifest.type}: it is stateful, and containers cannot be run on "
             f"this host: {problem}; see `flowctl status`",
             code="CONTAINERS_UNAVAILABLE",
         )
-    return runtime_of(manifest, files)
 
 
 def _name(path: str) -> tuple[str, str | None]:

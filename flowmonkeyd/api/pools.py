@@ -18,7 +18,9 @@ __all__ = [
     "PoolShape",
     "PoolsShape",
     "ReuseShape",
+    "StartsShape",
     "TermsShape",
+    "WarmShape",
     "pools",
     "terms",
 ]
@@ -40,8 +42,34 @@ class PoolShape(Shape):
     crashed: int
 
 
+class WarmShape(Shape):
+    """Containers that wait, of one image, size and network class: how many there are and should
+    be. A `hit` had one at once, a `miss` did not; `problem` is why none can be started."""
+
+    name: str
+    resources: str
+    network: bool
+    isGeneric: bool
+    size: int
+    starting: int
+    target: int
+    hits: int
+    misses: int
+    failures: int
+    problem: str | None
+
+
+class StartsShape(Shape):
+    """How many jobs waited how long for a container, in ms: {"<=2": 5, ">5000": 1}."""
+
+    warm: dict[str, int]
+    cold: dict[str, int]
+
+
 class PoolsShape(Shape):
     items: list[PoolShape]
+    warm: list[WarmShape]
+    starts: StartsShape
 
 
 class NetworkTermsShape(Shape):
@@ -87,7 +115,7 @@ class TermsShape(Shape):
 
 async def pools(api: Api, request: Request) -> Response:
     """What runs handlers: slots, processes waiting and kept, and counts since the start."""
-    return answer({"items": api.vitals.pools()})
+    return answer(api.vitals.pools())
 
 
 async def terms(api: Api, request: Request) -> Response:

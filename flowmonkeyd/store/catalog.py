@@ -20,6 +20,7 @@ __all__ = [
     "flow_versions",
     "handler_row",
     "handler_versions",
+    "has_stateful",
     "insert_flow",
     "insert_handler",
     "is_stateful",
@@ -153,6 +154,12 @@ def list_handlers(conn: sqlite3.Connection, after_key: int, limit: int) -> list[
         f"SELECT {_HANDLER} FROM handlers WHERE key > ? ORDER BY key LIMIT ?", (after_key, limit)
     )
     return [HandlerRow(*row) for row in rows]
+
+
+def has_stateful(conn: sqlite3.Connection) -> bool:
+    """Whether any handler version is stateful."""
+    row = conn.execute("SELECT 1 FROM handlers WHERE stateful = 1 LIMIT 1").fetchone()
+    return row is not None
 
 
 def digests(conn: sqlite3.Connection) -> set[str]:

@@ -16,6 +16,7 @@ __all__ = [
     "find",
     "in_use",
     "names_of",
+    "of_handlers",
     "ready",
     "recover",
     "take",
@@ -110,6 +111,7 @@ def ready(
     log: str | None = None,
 ) -> None:
     """The image is there; `own_bytes` are those of its uppermost layer."""
+    tx.hints.images = True
     tx.execute(
         "INSERT INTO images (kind, name, runtime, state, image_id, size_bytes, own_bytes,"
         " wanted_at_ms, since_ms, built_at_ms, log) VALUES (:kind, :name, :runtime, 'ready', :id,"
@@ -127,6 +129,16 @@ def ready(
             "log": log,
         },
     )
+
+
+def of_handlers(conn: sqlite3.Connection) -> list[tuple[str, str, str, str]]:
+    """(type, version, manifest, image id) of stateful handler versions that are not yanked and
+    whose image is there."""
+    return conn.execute(
+        "SELECT handlers.type, handlers.version, handlers.manifest, images.image_id FROM handlers"
+        " JOIN images ON images.name = handlers.digest AND images.state = 'ready'"
+        f" WHERE handlers.stateful = 1 AND handlers.yanked_at_ms IS NULL LIMIT {ROWS_MAX}"
+    ).fetchall()
 
 
 def failed(tx: Tx, key: int, log: str) -> None:

@@ -47,7 +47,7 @@ class Committed:
     ready: set[str] = field(default_factory=set)  # lanes with a task to claim
     due_at_ms: int | None = None  # something new may be due then
     events: bool = False  # the ledger grew
-    images: bool = False  # one is wanted
+    images: bool = False  # one is wanted, or is there now
     ended: set[str] = field(default_factory=set)  # executions that ended
     dropped: set[tuple[int, int]] = field(default_factory=set)  # (task key, lease) to kill
     evicted: set[str] = field(default_factory=set)  # instances whose container is not wanted

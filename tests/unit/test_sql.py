@@ -19,6 +19,7 @@ ALLOWED = {
     "sum(state <> 'leased')": "depth: the queue holds live tasks only",
     "claimed_at_ms = NULL WHERE state = 'leased'": "once at each start, live tasks only",
     "SELECT DISTINCT digest FROM handlers": "which packages to keep, when they are swept",
+    "SELECT 1 FROM handlers WHERE stateful": "once at each start, to the first one",
     "SELECT status, count(*)": "metrics, when asked: a walk over one small index",
     "ORDER BY e.key DESC LIMIT :limit": "a page walks down from the newest and stops at LIMIT",
 }
@@ -109,6 +110,7 @@ async def every_verb(fm):
         lambda c: catalog.list_handlers(c, 0, 10),
         lambda c: catalog.flow_row(c, "f", "1.0.0"),
         catalog.digests,
+        catalog.has_stateful,
         executions.counts,
         tasks.depth,
     ):

@@ -40,11 +40,9 @@ _GIVE_AFTER_S = 0.02  # one that has just been made rehearses first
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.05, 5.0
 _FAILURES_MAX = 3  # deaths in a row without one child: callers are told, tries go on
 _NODE_PAUSE_S = 1.0
-_FDS_MAX = 128
-_CHILD_FDS = 4
-_BOOT = (
-    "import sys; sys.path.append(sys.argv[1]); from sandbox.zygote import main; sys.path.pop(); "
-    "main(int(sys.argv[2]))"
+_FDS_MAX, _CHILD_FDS = 128, 4
+_BOOT = "import sys; sys.path.append(sys.argv[1]); from sandbox.zygote import main; " + (
+    "sys.path.pop(); main(int(sys.argv[2]))"
 )
 # The interpreter itself, not a virtual environment's link to it.
 PYTHON_DEFAULT: str = getattr(sys, "_base_executable", "") or sys.executable

@@ -7,19 +7,24 @@
 
 const { Line } = require('./agentline.cjs');
 const { Logs } = require('./agentlogs.cjs');
+const { rehearse } = require('./agentrehearsal.cjs');
 const { Run } = require('./agentrun.cjs');
 
 const SOCKET = '/run/flowmonkey/agent.sock';
+const exit = process.reallyExit.bind(process);
 
 const line = new Line(process.argv[2] ?? SOCKET, process.env.FLOWMONKEY_INSTANCE);
 const logs = new Logs(line);
-const run = new Run(line, logs);
+const run = new Run(line, logs, () => exit(0));
 delete process.env.FLOWMONKEY_INSTANCE;
 process.argv.length = 1;
 line.onPrepare = (root, entrypoint) => run.prepare(root, entrypoint);
+line.onIdle = () => rehearse(() => line.hasTask);
 line.onTask = (task) => {
-  logs.install();
+  logs.begin();
   line.begin(task);
   run.execute(task);
 };
+logs.install();
+run.install();
 line.open();

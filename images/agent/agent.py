@@ -15,6 +15,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from agentline import Line
 from agentlogs import Logs
+from agentrehearsal import rehearse
 from agentrun import Run
 
 del sys.path[0]  # a handler's modules may have any names
@@ -31,10 +32,12 @@ def main() -> None:
     logs = Logs(line)
     run = Run(line, logs)
     line.prepare = run.prepare
-    task = line.wait_for_task()
     sys.argv[:] = [sys.argv[0]]
+    rehearse()
     logs.install()
-    line.start(task)
+    task = line.wait_for_task()
+    logs.begin()
+    line.begin(task)
     run.execute(task)
     os._exit(0)  # threads of the handler do not keep it
 

@@ -9,7 +9,7 @@ const { writeSync } = require('fs');
 const { isMainThread, parentPort, workerData } = require('worker_threads');
 
 // What is at which place of the shared memory.
-const PLACES = { LOCK: 0, FD: 1, BEAT_MS: 2, ANSWERED: 3, PAUSED: 4 };
+const PLACES = { LOCK: 0, FD: 1, BEAT_MS: 2, ANSWERED: 3, PAUSED: 4, ATTEMPT: 5 };
 const WITHOUT_DAEMON_MS = 15 * 60 * 1000;
 const RETRY_MS = 100;
 const RETRY_MAX_MS = 1000;
@@ -33,8 +33,9 @@ function unlock(shared) {
 /** The first frame of a connection. */
 function hello(about, shared) {
   const isPaused = Atomics.load(shared, PLACES.PAUSED) === 1;
-  const state = isPaused ? 'paused' : about.attempt ? 'running' : 'idle';
-  return frame({ ...about, state, answered: Atomics.load(shared, PLACES.ANSWERED) });
+  const attempt = Atomics.load(shared, PLACES.ATTEMPT);
+  const state = isPaused ? 'paused' : attempt ? 'running' : 'idle';
+  return frame({ ...about, attempt, state, answered: Atomics.load(shared, PLACES.ANSWERED) });
 }
 
 function frame(message) {
@@ -103,7 +104,6 @@ function guard({ shared, path, about }) {
   }
 
   parentPort.on('message', (said) => {
-    if (said.about) about = said.about;
     if (said.isLost && Atomics.load(shared, PLACES.FD) < 0) connect(RETRY_MS, 0);
   });
   Atomics.wait(shared, PLACES.BEAT_MS, 0);

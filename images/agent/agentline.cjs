@@ -19,22 +19,15 @@ const NO_DAEMON = 3;
 const WITHOUT_DAEMON_MS = 15 * 60 * 1000;
 const RETRY_MS = 100;
 const RETRY_MAX_MS = 1000;
-const GUARD_AFTER_MS = 100; // it takes 40 ms that a task may need more
+const IDLE_MS = 100; // what can be done ahead takes time that a task may need more
 const PART_BYTES = 1024 * 1024;
 const READ_BYTES = 256 * 1024;
 const KEPT_BYTES = 256 * 1024; // of log lines, while there is no daemon
 const exit = process.reallyExit.bind(process);
 
-/** Something that waits for its answer. */
-class Question {
-  constructor(frames) {
-    this.frames = frames;
-    this.promise = new Promise((resolve) => (this.give = resolve));
-  }
-}
-
 class Line {
   isCancelled = false;
+  onIdle = () => {};
   onPrepare = async () => undefined;
   onTask = () => {};
   onTtl = () => {};
@@ -49,7 +42,7 @@ class Line {
   #attempt = 0;
   #seq = 0;
   #asks = 0;
-  #open = new Map(); // by seq, in order
+  #open = new Map(); // by seq, in order: what was said, and how to give the answer
   #asked = new Map();
   #paused = null;
   #turn = Promise.resolve();
@@ -61,7 +54,7 @@ class Line {
   constructor(path, instance) {
     this.#path = path;
     const runtime = `node${process.versions.node.split('.')[0]}`;
-    this.#about = { type: 'hello', protocol: 1, instance, attempt: 0, runtime };
+    this.#about = { type: 'hello', protocol: 1, instance, runtime };
     Atomics.store(this.#shared, PLACES.FD, -1);
   }
 
@@ -80,15 +73,15 @@ class Line {
       writeAll(this.#fd, hello(this.#about, this.#shared));
       Atomics.store(this.#shared, PLACES.FD, this.#fd);
       this.#read(socket);
-      setTimeout(() => this.#watch(), GUARD_AFTER_MS).unref();
+      setTimeout(() => this.#becomeReady(), IDLE_MS).unref();
     });
   }
 
   /** The task begins: from now on there are heartbeats. */
   begin(task) {
-    this.#attempt = this.#about.attempt = task.attempt;
-    this.#watch();
-    this.#guard.postMessage({ about: this.#about });
+    this.#attempt = task.attempt;
+    Atomics.store(this.#shared, PLACES.ATTEMPT, task.attempt);
+    this.watch();
     this.send({ type: 'accepted', attempt: task.attempt });
     Atomics.store(this.#shared, PLACES.BEAT_MS, task.heartbeatMs);
     Atomics.notify(this.#shared, PLACES.BEAT_MS);
@@ -97,13 +90,13 @@ class Line {
 
   /** Say something that may be lost. */
   send(message) {
-    return this.#write([frame(stringify(message))]);
+    return this.write([frame(stringify(message))]);
   }
 
   /** Say a log line, or keep it, within a limit, while there is no daemon. */
   log(message) {
     const bytes = frame(stringify(message));
-    if (this.#write([bytes]) || this.#keptBytes > KEPT_BYTES) return;
+    if (this.write([bytes]) || this.#keptBytes > KEPT_BYTES) return;
     this.#kept.push(bytes);
     this.#keptBytes += bytes.length;
   }
@@ -112,22 +105,28 @@ class Line {
   ask(message, blob) {
     return this.#inTurn(() => {
       const seq = this.#seq + 1;
-      const question = new Question(withBlob(stringify({ ...message, seq }), blob));
+      const frames = withBlob(stringify({ ...message, seq }), blob);
       this.#seq = seq;
-      this.#write(question.frames, () => this.#open.set(seq, question));
-      return question.promise;
+      return new Promise((give) => {
+        this.write(frames, () => this.#open.set(seq, { frames, give }));
+      });
     });
   }
 
   /** Ask for something, and for its bytes: [answer, blob]. */
   fetch(message) {
-    return this.#inTurn(() => this.#question(message).promise);
+    return this.#inTurn(() => {
+      let give;
+      const promise = new Promise((resolve) => (give = resolve));
+      this.#question(message, give);
+      return promise;
+    });
   }
 
   /** The same, while nothing else of this thread runs. */
   fetchSync(message) {
     let answer;
-    this.#question(message).give = (given) => (answer = given);
+    this.#question(message, (given) => (answer = given));
     const bytes = Buffer.allocUnsafe(READ_BYTES);
     while (answer === undefined) {
       let got = 0;
@@ -140,7 +139,7 @@ class Line {
           continue;
         }
       }
-      if (got > 0) this.#take(bytes.subarray(0, got));
+      if (got > 0) this.take(bytes.subarray(0, got));
       else {
         this.#lose();
         Atomics.wait(this.#shared, PLACES.FD, -1);
@@ -149,12 +148,27 @@ class Line {
     return answer;
   }
 
+  #becomeReady() {
+    this.watch();
+    if (!this.#attempt) this.onIdle();
+  }
+
+  get hasTask() {
+    return this.#attempt > 0;
+  }
+
+  /** What waits for an answer: by seq, and by ask. */
+  get questions() {
+    return [[...this.#open.keys()], [...this.#asked.keys()]];
+  }
+
   /** What keeps the process: before there is a task the line does, from then on open questions. */
   #hold() {
-    if (!this.#attempt) return;
-    this.#socket?.unref();
-    if (this.#waiting > 0) this.#anchor ??= setInterval(() => {}, 2 ** 30);
-    else {
+    const isHeld = !this.#attempt || this.#waiting > 0;
+    if (isHeld) this.#socket?.ref();
+    else this.#socket?.unref();
+    if (isHeld && this.#socket === null) this.#anchor ??= setInterval(() => {}, 2 ** 30);
+    else if (this.#anchor !== undefined) {
       clearInterval(this.#anchor);
       this.#anchor = undefined;
     }
@@ -176,17 +190,16 @@ class Line {
     }
   }
 
-  #question(message) {
+  #question(message, give) {
     const ask = ++this.#asks;
-    const question = new Question([frame(stringify({ ...message, ask }))]);
-    this.#write(question.frames, () => this.#asked.set(ask, question));
-    return question;
+    const frames = [frame(stringify({ ...message, ask }))];
+    this.write(frames, () => this.#asked.set(ask, { frames, give }));
   }
 
   // -- out -----------------------------------------------------------------------------------
 
   /** Send whole frames, however long that takes; false if there is no daemon. */
-  #write(frames, remember) {
+  write(frames, remember) {
     lock(this.#shared);
     try {
       this.#adopt(true);
@@ -238,7 +251,7 @@ class Line {
     };
     socket.on('error', () => {});
     socket.on('data', (bytes) => {
-      if (socket === this.#socket) this.#take(bytes);
+      if (socket === this.#socket) this.take(bytes);
     });
     socket.on('end', () => {
       if (socket === this.#socket) this.#lose();
@@ -259,14 +272,16 @@ class Line {
     Atomics.compareExchange(this.#shared, PLACES.FD, this.#fd, -1);
     this.#socket = null;
     this.#fd = -1;
-    if (this.#attempt) this.#guard.postMessage({ isLost: true });
+    if (this.#attempt) this.#hold();
+    if (this.#attempt) this.#guard?.postMessage({ isLost: true });
   }
 
   #again() {
     if (!this.#attempt && this.#socket === null) this.open();
   }
 
-  #watch() {
+  /** Have the guard. */
+  watch() {
     if (this.#guard !== null) return;
     const workerData = { shared: this.#shared, path: this.#path, about: this.#about };
     this.#guard = new Worker(require.resolve('./agentguard.cjs'), { workerData, env: {} });
@@ -277,7 +292,8 @@ class Line {
     this.#guard.unref();
   }
 
-  #take(bytes) {
+  /** Bytes of the daemon have come. */
+  take(bytes) {
     for (const [message, blob] of this.#frames.feed(bytes)) this.#handle(message, blob);
   }
 

@@ -83,20 +83,23 @@ class Line:
         self._paused: _Question | None = None
         self._heartbeat_s = 0.0
         self._next_beat = 0.0
+        self._parked = _thread.allocate_lock()
 
     def wait_for_task(self) -> _Message:
         """Serve the daemon until it gives a task."""
+        self._parked.acquire()
+        _thread.start_new_thread(self._serve, ())
+        os.register_at_fork(after_in_child=self._leave)
         while self._task is None:
             self._step()
         return self._task
 
-    def start(self, task: _Message) -> None:
-        """The task begins: from now on the line has its own thread."""
+    def begin(self, task: _Message) -> None:
+        """The task begins: from now on the line's own thread serves it."""
         self._heartbeat_s = task["heartbeatMs"] / 1000
         self._next_beat = time.monotonic() + self._heartbeat_s
         self.send({"type": "accepted", "attempt": task["attempt"]})
-        _thread.start_new_thread(self._serve, ())
-        os.register_at_fork(after_in_child=self._leave)
+        self._parked.release()
 
     def send(self, message: _Message) -> None:
         """Say something that may be lost."""
@@ -190,8 +193,12 @@ class Line:
     # -- in ------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        while True:
-            self._step()
+        self._parked.acquire()
+        try:
+            while True:
+                self._step()
+        finally:
+            os._exit(1)  # a fault of ours; the daemon sees the end and starts another one
 
     def _step(self) -> None:
         """Wait for something to do, and do it."""

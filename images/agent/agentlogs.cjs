@@ -15,7 +15,7 @@ const LOG_BYTES_PER_S = 16 * 1024;
 const LOG_BURST_BYTES = 1024 * 1024;
 const LINE_COST_BYTES = 100;
 
-/** The log of the task. What is written before `install` has nobody to belong to. */
+/** The log of the task. What is written before `begin` has nobody to belong to. */
 class Logs {
   #line;
   #left = LOG_BURST_BYTES;
@@ -27,14 +27,18 @@ class Logs {
   constructor(line) {
     this.#line = line;
     this.#streams = [new Lines(this, 'stdout', 1), new Lines(this, 'stderr', 2)];
+  }
+
+  /** Take what is printed. */
+  install() {
     for (const stream of this.#streams) {
       const place = { value: stream, configurable: true, enumerable: true, writable: true };
       Object.defineProperty(process, stream.stream, place);
     }
   }
 
-  /** From now on everything that is printed is logged. */
-  install() {
+  /** The task begins: from now on there is a log. */
+  begin() {
     this.#isOn = true;
   }
 

@@ -29,7 +29,7 @@ READ_BYTES = 64 * 1024
 
 
 class Logs:
-    """The log of the task. What is written before `install` has nobody to belong to."""
+    """The log of the task. What is written before `begin` has nobody to belong to."""
 
     def __init__(self, line: Line) -> None:
         self._line = line
@@ -41,9 +41,12 @@ class Logs:
         self._pieces: list[_Lines] = []
         self._pipes: list[_Lines] = []
 
-    def install(self) -> None:
-        """From now on everything that is printed is logged."""
+    def begin(self) -> None:
+        """The task begins: from now on there is a log."""
         self._is_on = True
+
+    def install(self) -> None:
+        """Take what is printed; done ahead, because it takes a third of a short task's time."""
         for fd, stream in ((1, "stdout"), (2, "stderr")):
             own = _Lines(self, stream, fd)
             file = io.TextIOWrapper(io.BufferedWriter(own), "utf-8", "backslashreplace")

@@ -18,7 +18,6 @@ const CAUSES_MAX = 5;
 const NEVER = "the handler's promise will never settle: nothing is left that could do so";
 const OUT_OF_MEMORY =
   /^(Array buffer allocation failed|Failed to allocate memory|WebAssembly\.Memory\(\): could not)/;
-const exit = process.reallyExit.bind(process);
 
 /** What this agent runs. */
 class Run {
@@ -27,10 +26,29 @@ class Run {
   #handler;
   #context = null;
   #isEnding = false;
+  #done;
 
-  constructor(line, logs) {
+  /** `done` is called once the daemon has the result. */
+  constructor(line, logs, done) {
     this.#line = line;
     this.#logs = logs;
+    this.#done = done;
+  }
+
+  /** What would end this program ends the handler. */
+  install() {
+    process.on('uncaughtException', (error) => {
+      if (this.#context !== null) return this.#fail(error);
+      process._rawDebug(inspect(error)); // a fault of ours
+      return process.reallyExit(1);
+    });
+    process.on('beforeExit', () => {
+      setImmediate(() => {}); // so that this is asked again
+      this.#fail(new Error(NEVER));
+    });
+    process.exit = () => {
+      throw new Error('cannot call process.exit(): return a value, or throw an error');
+    };
   }
 
   /** Import the handler ahead; if that fails, return why, and it is tried again with the task. */
@@ -43,18 +61,11 @@ class Run {
     return undefined;
   }
 
-  /** Run the task to its end, and exit once the daemon has its result. */
+  /** Run the task to its end. */
   async execute(task) {
     this.#context = new Context(task, this.#line, this.#logs);
-    process.on('uncaughtException', (error) => this.#fail(error));
-    process.on('beforeExit', () => {
-      setImmediate(() => {}); // so that this is asked again
-      this.#fail(new Error(NEVER));
-    });
-    process.exit = () => {
-      throw new Error('cannot call process.exit(): return a value, or throw an error');
-    };
     try {
+      process.argv[1] = `${task.package}/${task.entrypoint.replace(/:[^:]*$/, '')}`;
       if (this.#handler === undefined) {
         const loaded = load(task.package, task.entrypoint);
         this.#handler = typeof loaded === 'function' ? loaded : await loaded;
@@ -73,7 +84,7 @@ class Run {
   }
 
   #fail(error) {
-    if (this.#isEnding) return;
+    if (this.#isEnding || this.#context === null) return;
     if (isNativeError(error) && OUT_OF_MEMORY.test(error.message)) {
       this.#end(problem('memory', 'the handler ran out of memory'));
       return;
@@ -88,7 +99,7 @@ class Run {
     this.#logs.finish();
     this.#context.tellProgress();
     await this.#line.ask({ type: 'result', answer: sendable(answer) });
-    exit(0);
+    this.#done();
   }
 }
 

@@ -22,7 +22,6 @@ from flowmonkeyd.store.store import Tx
 __all__ = [
     "Page",
     "Shown",
-    "by_id",
     "get",
     "heard",
     "insert",
@@ -94,10 +93,6 @@ def insert(
 
 def get(source: Source, key: int) -> Job | None:
     return _one(source.execute(f"SELECT {_COLUMNS} FROM jobs j WHERE j.key = ?", (key,)))
-
-
-def by_id(source: Source, job_id: str) -> Job | None:
-    return _one(source.execute(f"SELECT {_COLUMNS} FROM jobs j WHERE j.id = ?", (job_id,)))
 
 
 def of_visit(source: Source, execution: int, step_id: str, visit: int) -> Job | None:

@@ -1,4 +1,5 @@
-"""The process that dies: runs the scenario of test_nth_commit and kills itself at the n-th commit.
+"""The process that dies: runs a scenario (that of test_nth_commit) and kills itself at the n-th
+commit.
 
 Started once, it imports everything and then forks a child for each line `N WHEN PATH` on
 stdin, so that a death costs milliseconds. It answers with how the child ended. The engine is used
@@ -9,6 +10,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from flowmonkeyd.store import Committed, Tx, executions
 from flowmonkeyd.testing import FlowHarness
 from tests.flows import doc, step, sub_flow, wait_for_event
 
-__all__ = ["DOCUMENTS", "drive", "harness"]
+__all__ = ["DOCUMENTS", "drive", "harness", "serve"]
+
+Harness = Callable[[Path, int], FlowHarness]
+Drive = Callable[[FlowHarness], Awaitable[None]]
 
 DOCUMENTS = [
     doc(
@@ -99,7 +104,7 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-async def run_and_die(n: int, when: str, path: Path) -> None:
+async def run_and_die(n: int, when: str, path: Path, harness: Harness, drive: Drive) -> None:
     """The scenario, dead before or after its n-th commit if it has so many."""
     left = n
 
@@ -128,16 +133,16 @@ async def run_and_die(n: int, when: str, path: Path) -> None:
         await drive(fm)
 
 
-def main() -> None:
+def serve(harness: Harness, drive: Drive) -> None:
     for line in sys.stdin:
         n, when, path = line.rstrip("\n").split(" ", 2)
         child = os.fork()
         if child == 0:
-            asyncio.run(run_and_die(int(n), when, Path(path)))
+            asyncio.run(run_and_die(int(n), when, Path(path), harness, drive))
             os._exit(0)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    serve(harness, drive)

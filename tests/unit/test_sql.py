@@ -9,10 +9,31 @@ import re
 
 import pytest
 
-from flowmonkeyd.model import Lane, NewExecution, Outcome, TaskResult, Timeouts
-from flowmonkeyd.store import catalog, executions, history, ledger, tasks, waits
+from flowmonkeyd.jobmodel import Progress
+from flowmonkeyd.model import (
+    CancelSource,
+    Lane,
+    NewExecution,
+    Outcome,
+    StepError,
+    TaskResult,
+    Timeouts,
+)
+from flowmonkeyd.store import (
+    billing,
+    catalog,
+    checkpoints,
+    executions,
+    history,
+    jobs,
+    ledger,
+    segments,
+    tasks,
+    waits,
+)
 from flowmonkeyd.testing import FlowHarness
 from tests.flows import Tally, doc, echo, no, step, sub_flow, wait_for_event
+from tests.jobs.instances import Machine, publish
 
 # A part of the statement, and why it may walk over a table or sort.
 ALLOWED = {
@@ -22,6 +43,10 @@ ALLOWED = {
     "SELECT 1 FROM handlers WHERE stateful": "once at each start, to the first one",
     "SELECT status, count(*)": "metrics, when asked: a walk over one small index",
     "ORDER BY e.key DESC LIMIT :limit": "a page walks down from the newest and stops at LIMIT",
+    "ORDER BY j.key DESC LIMIT :limit": "a page walks down from the newest and stops at LIMIT",
+    "GROUP BY 1 ORDER BY 3 DESC": "a bill adds up all of the time it is asked for",
+    "SELECT file FROM checkpoints WHERE file": "which files to keep, at each start",
+    "ORDER BY saved_at_ms DESC": "the newest of one job's, of which there are a hundred at most",
 }
 BIG = "x" * 2000
 STATEMENT = re.compile(r'"((?:SELECT|INSERT INTO|UPDATE|DELETE FROM) [^"{]{8,})')
@@ -96,6 +121,7 @@ async def every_verb(fm):
     await fm.cancel((await fm.create("f")).id)
     await fm.create("f", timeouts=Timeouts(execution_ms=1))
     await fm.engine.submit_batch([NewExecution("f"), NewExecution("retries")])
+    await every_verb_on_jobs(fm)
     fm.advance(10**9)
     await fm.settle()
     key = (await fm.engine.get("mine")).key
@@ -113,6 +139,61 @@ async def every_verb(fm):
         catalog.has_stateful,
         executions.counts,
         tasks.depth,
+    ):
+        await fm.store.read(read)
+
+
+async def every_verb_on_jobs(fm):
+    """A job with each kind of end, and one that is paused when its checkpoints' time comes."""
+    await publish(fm)
+    fm.apply(doc(step("s", "acme/film", retry={"maxAttempts": 1}), id="film"))
+    machine, engine = Machine(fm), fm.engine
+    run = await fm.create("film")
+    instance = await machine.start(run.id)
+    fm.advance(61_000)
+    await instance.beat(Progress(1.0))
+    await instance.beat()
+    await instance.save(b"1", "a", file="1/a")
+    await instance.save(b"2", "a")
+    await engine.clear_checkpoints(instance.fence, instance.number(), "a")
+    await instance.save(b"3")
+    await engine.extend_ttl(instance.fence, instance.number(), 1)
+    await instance.pause(event="go")
+    await engine.evict_instance(instance.job.key, instance.name)
+    await engine.resume_job(instance.job.key, None)
+    instance = await machine.start(run.id)
+    lost = StepError("JOB_LOST", "gone")
+    await engine.lose_instance(instance.fence, machine.ns, lost)
+    instance = await machine.instance(instance.task)
+    await instance.begin()
+    fm.advance(1)
+    await instance.finish(error=lost)
+    instance = await machine.start(run.id)
+    await engine.cancel_job(instance.job.key, CancelSource.USER, None)
+    await engine.retry(run.id)
+    await engine.instances_wanted()
+    await engine.active_ns(instance.job.key)
+    await engine.checkpoint_of(instance.job.key, "default")
+    await engine.checkpoints_of(instance.job.key)
+    await engine.checkpoint_files()
+    await engine.cancel(run.id)
+    await fm.history(run.id)
+    every = {
+        "before_key": 5,
+        "states": ("failed", "running"),
+        "flow_id": "film",
+        "flow_version": "1.0.0",
+        "tenant_id": "default",
+        "execution_id": run.id,
+    }
+    for filters in ({}, *({k: v} for k, v in every.items()), every):
+        page = jobs.Page(limit=100, **filters)
+        await fm.store.read(lambda c, page=page: jobs.list_page(c, page))
+    for by in billing.GROUPS:
+        await fm.store.read(lambda c, by=by: billing.grouped(c, by, "default", 1, None))
+    for read in (
+        lambda c: jobs.shown(c, instance.job.id),
+        lambda c: segments.of_job(c, instance.job.key),
     ):
         await fm.store.read(read)
 
@@ -185,7 +266,8 @@ async def test_the_scenario_executes_every_statement_of_the_store(explained):
     """A function of the store that runs a statement the scenario does not know is not explained."""
     known = " ".join(" ".join(sql.split()) for sql in explained)
     missing = []
-    for module in (catalog, executions, history, ledger, tasks, waits):
+    modules = (catalog, checkpoints, executions, history, jobs, ledger, segments, tasks, waits)
+    for module in modules:
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__ != module.__name__:
                 continue

@@ -264,10 +264,11 @@ def _lease_ms(lane: str) -> int:
 
 
 def _goes_on(tx: Tx, record: Record, step: Step) -> bool:
-    """Whether the attempt has begun already: its job was paused, say."""
-    execution = record.execution
-    job = jobs.of_visit(tx, record.key, step.id, visit_of(execution))
-    return job is not None and job.attempt > 0 and job.step_attempt == execution.attempt
+    """Whether the attempt has begun already: its job was paused, or an instance has or had it."""
+    job = jobs.of_visit(tx, record.key, step.id, visit_of(record.execution))
+    return job is not None and (
+        job.instance is not None or job.resuming is not None or job.failures > 0
+    )
 
 
 def _with_needed(tx: Tx, record: Record, step: Step) -> Record:

@@ -287,6 +287,8 @@ async def test_a_retry_by_hand_goes_on_with_the_job(fm, machine, end):
     assert ended.expires_at_ms is not None
     await fm.engine.retry(run.id)
     again = await machine.start()
+    started = [r["step_id"] for r in await fm.events(run.id) if r["type"] == "step.started"]
+    assert started == ["s", "s"]
     assert again.job.key == ended.key
     assert (again.job.finished_at_ms, again.job.expires_at_ms) == (None, None)
     assert await fm.engine.active_ns(ended.key) == 0

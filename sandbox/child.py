@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sandbox import wire
+from sandbox.descriptors import receive
 
 __all__ = ["Child", "Ended", "Fitting", "Profile"]
 
@@ -137,7 +138,7 @@ class Child:
         """recv(2) on the channel; what a handler passes along is dropped by the kernel."""
         if not self._expects_listener:
             return self.channel.recv(size)
-        data, fds, *_ = socket.recv_fds(self.channel, size, 1, socket.MSG_CMSG_CLOEXEC)
+        data, fds = receive(self.channel, size, 1)
         self._expects_listener = False
         self._listener = fds[0] if fds else -1
         return data
@@ -166,6 +167,19 @@ class Child:
     def go_on(self) -> None:
         """Let it run again."""
         self._signal(signal.SIGCONT)
+
+    def last_words(self) -> tuple[bool, tuple[str, str] | None]:
+        """Of one that has died while it waited: whether it had been ready; or which layer could
+        not be had, and why."""
+        try:
+            for frame in wire.FrameReader(4096).feed(self.channel.recv(8192)):
+                if frame.kind == wire.UNCONFINED:
+                    return False, wire.unconfined(frame.payload)
+                if frame.kind != wire.LISTENER:
+                    return frame.kind == wire.READY, None
+        except (OSError, wire.ProtocolError):
+            pass
+        return False, None
 
     def close_after_death(self) -> None:
         """Kill it, and let go of its descriptors once it is dead: not while somebody waits."""

@@ -29,6 +29,7 @@ from sandbox import nodejs, wire
 from sandbox.child import Child, Ended, Fitting, Profile
 from sandbox.confine import PACKAGE
 from sandbox.demand import Demand
+from sandbox.descriptors import receive
 from sandbox.model import PoolSettings
 from sandbox.wire import ENDED, FORKED, MESSAGE_MAX_BYTES, SPAWN, TAKE
 
@@ -123,6 +124,14 @@ class ForkServer:
     def profiles(self) -> list[Profile]:
         """The kinds of children that wait or are expected."""
         return list(self._demands)
+
+    @property
+    def fittings(self) -> set[Fitting]:
+        """What children that wait have been given, or are about to be."""
+        now = self._loop.time()
+        given = {child.fitting for ready in self._ready.values() for child in ready}
+        given |= {demand.expected(now) for demand in self._demands.values()}
+        return {fitting for fitting in given if fitting is not None}
 
     def launch(self) -> None:
         """Start the process and ask for its first children. Does not wait."""
@@ -313,9 +322,7 @@ class ForkServer:
         if self._control is None:
             return False
         try:
-            data, fds, _flags, _address = socket.recv_fds(
-                self._control, MESSAGE_MAX_BYTES, _FDS_MAX, socket.MSG_CMSG_CLOEXEC
-            )
+            data, fds = receive(self._control, MESSAGE_MAX_BYTES, _FDS_MAX)
         except BlockingIOError:
             return False
         except OSError:
@@ -401,10 +408,10 @@ class ForkServer:
             ready.remove(child)
             if child.fitting is not None and child.profile in self._demands:
                 self._demands[child.profile].disappoint()
-            was_ready, unconfined = _last_words(child)
+            was_ready, unconfined = child.last_words()
             child.close()
             if unconfined is not None:
-                self._fail(unconfined)
+                self._fail(ServerFailed(*unconfined))
             else:
                 self._on_killed_waiting(child, was_ready)
 
@@ -482,17 +489,3 @@ def _take(number: int, fitting: Fitting | None) -> bytes:
     if fitting is None:
         return b""
     return TAKE.pack(b"T", number, *fitting[1:7]) + os.fsencode(fitting.package) + b"\0"
-
-
-def _last_words(child: Child) -> tuple[bool, ServerFailed | None]:
-    """Whether a dead child that was given nothing had been ready; or why it could not be
-    confined."""
-    try:
-        for frame in wire.FrameReader(4096).feed(child.channel.recv(8192)):
-            if frame.kind == wire.UNCONFINED:
-                return False, ServerFailed(*wire.unconfined(frame.payload))
-            if frame.kind != wire.LISTENER:
-                return frame.kind == wire.READY, None
-    except (OSError, wire.ProtocolError):
-        pass
-    return False, None

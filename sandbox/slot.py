@@ -143,9 +143,13 @@ class Slot:
             return
         temp = call.limits.temp_bytes if call.policy.filesystem == "temp" else 0
         kept = sum(child.last_peak_bytes for child in self._kept.values())
+        ahead = {fitting_of(call)}
         if self.server is not None:
             for profile in self.server.profiles:
                 kept += self.server.spares(profile) * _SPARE_BYTES[profile.is_node]
+            ahead |= self.server.fittings
+        # What is imported ahead may take as much as its own call.
+        kept += sum(fitting.memory_bytes for fitting in ahead if fitting.preload)
         try:
             self.group.limit(
                 memory_bytes=call.limits.memory_bytes + temp + _GROUP_SLACK_BYTES + kept,

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sandbox.confine import LayerFailed
+from sandbox.descriptors import receive
 from sandbox.egress import dns
 from sandbox.egress.enter import REFUSED
 from sandbox.egress.gateway import Gateway
@@ -86,9 +87,6 @@ async def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
     finally:
         loop.remove_reader(control.fileno())
     try:
-        said, fds, _flags, _address = socket.recv_fds(
-            control, _MESSAGE_MAX_BYTES, _FDS_MAX, socket.MSG_CMSG_CLOEXEC
-        )
+        return receive(control, _MESSAGE_MAX_BYTES, _FDS_MAX)
     except ConnectionError:
         return b"", []
-    return said, fds

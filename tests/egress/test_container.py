@@ -278,15 +278,22 @@ async def test_an_idle_one_costs_its_sockets_only(container):
     inside = await container()
     threads, tasks = threading.active_count(), len(asyncio.all_tasks())
     openers = _openers()
-    before = len(os.listdir("/proc/self/fd"))
+    before = _open_fds()
     gateway = await open_gateway(inside.pidfd, (80, 443))
     try:
-        assert len(os.listdir("/proc/self/fd")) - before <= 5
+        new = _open_fds() - before
+        assert 3 <= len(new) <= 5
+        assert not any(map(os.get_inheritable, new))
         assert (threading.active_count(), len(asyncio.all_tasks())) == (threads, tasks)
         assert _openers() == openers
     finally:
         gateway.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert _open_fds() == before
+
+
+def _open_fds():
+    """Not the one by which they are listed."""
+    return {fd for fd in map(int, os.listdir("/proc/self/fd")) if os.path.exists(f"/dev/fd/{fd}")}
 
 
 def _openers():

@@ -15,11 +15,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -204,12 +205,17 @@ def _compiling(folder: Path, python: str) -> Iterator[subprocess.Popen[bytes]]:
     program = Path(__file__).with_name("syntax.py")
     command = [python, "-I", "-S", "-B", str(program), str(folder)]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={},
+        start_new_session=True,  # a group, as it may start a second one
     ) as compiler:
         try:
             yield compiler
         finally:
-            compiler.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(compiler.pid, signal.SIGKILL)
 
 
 def _not_python(compiler: subprocess.Popen[bytes]) -> list[Problem]:

@@ -378,6 +378,25 @@ def test_code_that_grows_much_when_compiled_is_not_kept_compiled(packages):
     assert any(name.startswith("handler.") for name in kept)
 
 
+LARGE = {f"lib/m{n}.py": b"def f():\n    return 'text'\n\n" * 1000 for n in range(5)}
+
+
+def test_every_file_of_a_large_package_is_compiled(packages):
+    """By two processes."""
+    received = packages.receive(pack_files({**FILES, **LARGE, "folder.py/data.txt": b"x"}))
+    place = packages.path(received.digest)
+    sources = sum(name.endswith(".py") for name in {**FILES, **LARGE})
+    assert len(list(place.rglob("__pycache__/*.pyc"))) == sources
+    wrong = {name: LARGE[name] + b"y = (\n" for name in LARGE if name != "lib/m2.py"}
+    said = [(f"{name}:3001", "'(' was never closed") for name in wrong]
+    others = packages.path("0" * 64).parent
+    with pytest.raises(Invalid) as caught:
+        packages.receive(pack_files({**FILES, **LARGE, **wrong}))
+    found = [(one.path, one.message) for one in caught.value.problems]
+    assert found == [(path, f"is not Python: {message}") for path, message in said]
+    assert os.listdir(others) == [received.digest]
+
+
 def test_python_that_only_warns_is_accepted(packages):
     packages.receive(pack_files({**FILES, "handler.py": CODE + b"x = '\\d' is 'a'\n"}))
 

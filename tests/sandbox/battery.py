@@ -27,7 +27,9 @@ __all__ = ["run_battery"]
 
 # Control groups are kept out: they are the host's, and this /proc does not show who else has some.
 _PREPARE = """
-for place in /tmp /dev/shm /sys/fs/cgroup; do mount -t tmpfs -o mode=1777 tmpfs $place; done
+for place in /tmp /var/tmp /dev/shm /sys/fs/cgroup; do
+    mount -t tmpfs -o mode=1777 tmpfs $place
+done
 "$@"
 exit $?  # so that it stays, and reaps whoever has lost its parent
 """

@@ -292,12 +292,14 @@ async def test_cancelled_while_waiting_for_a_process_leaves_none_behind(own_pool
     pool = await own_pool(slots=1, spares=0)
     call = Call(package(_GOOD))
     await pool.run(call)
+    await pool.idle()
     before = sorted(os.listdir("/proc/self/fd"))
     for number in range(200):
         async with asyncio.TaskGroup() as group:
             task = group.create_task(pool.run(call))
             asyncio.get_running_loop().call_later(number % 50 / 5000, task.cancel)
     await pool.run(call)
+    await pool.idle()
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 

@@ -205,7 +205,7 @@ class Engine(Work, JobWork, Publishing):
             if token is not None:
                 waits.use_token(tx, token)
                 ledger.append(tx, key, [("token.used", wait.step_id, {"by": by})])
-            outcome = self._steps.woken(tx, record, wait, data, "hand")
+            outcome = self._steps.woken(tx, record, wait, data, "hand", by)
             if isinstance(outcome, StepError):
                 message = f"cannot resume {record.execution.id}: {outcome.message}"
                 raise Invalid(message, code=outcome.code)

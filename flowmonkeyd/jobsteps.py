@@ -132,7 +132,7 @@ def fits(data: Any, limits: Limits) -> StepError | None:
     return change if isinstance(change, StepError) else None
 
 
-def resumed(tx: Tx, wait: waits.WaitRow, by: PauseEnd, data: Any) -> None:
+def resumed(tx: Tx, wait: waits.WaitRow, how: PauseEnd, data: Any) -> None:
     """The pause of the execution's job is over; who has its instance is told by its task."""
     job = jobs.live(tx, wait.execution)
     assert job is not None
@@ -141,13 +141,13 @@ def resumed(tx: Tx, wait: waits.WaitRow, by: PauseEnd, data: Any) -> None:
     resume = job.resume
     if not job.paused_by_hand:
         value = None if data is NO_VALUE else data
-        resume = Resumed(by, value, wait.wait.reason, wait.wait.event, pause_ms)
+        resume = Resumed(how, value, wait.wait.reason, wait.wait.event, pause_ms)
     moved(
         tx,
         job,
         "resume",
         resume=resume,
-        resuming=by,
+        resuming=how,
         paused_at_ms=None,
         last_pause_ms=pause_ms,
         paused_ms=job.paused_ms + pause_ms,

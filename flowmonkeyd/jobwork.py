@@ -127,7 +127,7 @@ class JobWork:
                 start_ns = segment_start_ns(at_ns, boot_id, last.boot, last.last_ns)
             segments.begin(tx, job.key, job.attempt, boot_id, start_ns)
             if job.resuming is not None:
-                shown = {"attempt": job.attempt, "by": job.resuming, "pausedMs": job.last_pause_ms}
+                shown = {"attempt": job.attempt, "how": job.resuming, "pausedMs": job.last_pause_ms}
                 jobsteps.told(tx, job, "job.resumed", shown)
             return jobsteps.moved(tx, job, "begin", resuming=None, heartbeat_at_ms=tx.now_ms)
 
@@ -353,7 +353,7 @@ class JobWork:
 
         return await self.store.read(look)
 
-    async def resume_job(self, job: int, data: Any) -> None:
+    async def resume_job(self, job: int, data: Any, by: str | None = None) -> None:
         """End a job's pause by hand. Raises Conflict when it is not paused, Invalid for data that
         no context could hold."""
 
@@ -364,7 +364,7 @@ class JobWork:
                 message = f"cannot resume job {found.id}: it is {found.state.value}"
                 raise Conflict(message, code="NOT_WAITING")
             record = executions.load(tx, found.execution)
-            outcome = self._steps.woken(tx, record, wait, data, "hand")
+            outcome = self._steps.woken(tx, record, wait, data, "hand", by)
             if isinstance(outcome, StepError):
                 message = f"cannot resume job {found.id}: {outcome.message}"
                 raise Invalid(message, code=outcome.code)

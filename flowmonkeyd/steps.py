@@ -321,7 +321,13 @@ class Steps:
     # --- the end of a wait, the end of an execution ----------------------------------------------
 
     def woken(
-        self, tx: Tx, record: Record, wait: waits.WaitRow, data: Any, by: PauseEnd
+        self,
+        tx: Tx,
+        record: Record,
+        wait: waits.WaitRow,
+        data: Any,
+        how: PauseEnd,
+        by: str | None = None,
     ) -> Record | StepError:
         """A wait is over. A StepError says why the data cannot be taken; then nothing changed."""
         is_pause = wait.wait.kind is WaitKind.PAUSE
@@ -335,7 +341,10 @@ class Steps:
             return decision
         self.end_wait(tx, record)
         if is_pause:
-            jobsteps.resumed(tx, wait, by, data)
+            jobsteps.resumed(tx, wait, how, data)
+        if by is not None:
+            (name, step_id, _), *others = decision.events
+            decision.events = [(name, step_id, {"by": by}), *others]
         return self.save(tx, record, decision)
 
     def end_wait(self, tx: Tx, record: Record) -> None:
@@ -360,10 +369,10 @@ class Steps:
         self.cancelled(tx, key, CancelSource.TIMEOUT, reason, code="EXECUTION_TIMEOUT")
 
     def woken_or_failed(
-        self, tx: Tx, record: Record, wait: waits.WaitRow, data: Any, by: PauseEnd
+        self, tx: Tx, record: Record, wait: waits.WaitRow, data: Any, how: PauseEnd
     ) -> None:
         """As `woken`; data that breaks a limit fails the execution."""
-        result = self.woken(tx, record, wait, data, by)
+        result = self.woken(tx, record, wait, data, how)
         if isinstance(result, StepError):
             self.end_wait(tx, record)
             self.failed(tx, self._unparked(tx, record), result)

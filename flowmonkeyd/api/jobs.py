@@ -200,7 +200,7 @@ async def resume_job(api: Api, request: Request) -> Response:
     body = decode(_RESUME, await read_json(request, api, {}))
     data = body.data if "data" in body.model_fields_set else NO_VALUE
     job = (await found(api, request)).job
-    await api.engine.resume_job(job.key, data)
+    await api.engine.resume_job(job.key, data, peer(request))
     return await show_job(api, request)
 
 

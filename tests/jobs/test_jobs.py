@@ -9,7 +9,8 @@ from flowmonkeyd.errors import Invalid, LeaseLost, Superseded
 from flowmonkeyd.jobmodel import JobState, Progress
 from flowmonkeyd.model import JobEnd, Lane, Outcome, StepError, TaskResult, Timeouts
 from flowmonkeyd.store import jobs, segments
-from tests.flows import doc, step
+from flowmonkeyd.testing import FlowHarness
+from tests.flows import doc, echo, step
 from tests.jobs.instances import HOUR_MS, keep, publish
 
 LOST = StepError("JOB_LOST", "the container is gone")
@@ -395,3 +396,13 @@ async def test_room_for_jobs_is_leased_in_the_commit_that_queues_them(fm, machin
     instance = await machine.instance(task)
     await instance.begin()
     assert len(await fm.store.read(lambda c: segments.of_job(c, instance.job.key))) == 1
+
+
+async def test_in_the_harness_a_handler_of_one_s_own_runs_in_process_stateful_or_not():
+    async with FlowHarness({"acme/film": echo}) as fm:
+        await publish(fm)
+        fm.apply(doc(step("s", "acme/film", out="film")))
+        run = await fm.create("f", {"n": 1})
+        run = await fm.run(run.id)
+        assert (run.status, run.context["film"]) == ("completed", {"n": 1})
+        assert await all_jobs(fm) == []

@@ -138,6 +138,8 @@ async def test_a_job_is_paused_and_resumed_by_hand(api, machine):
     (told,) = [event for event in events if event["type"] == "job.paused"]
     assert told["data"]["by"].startswith("uid:")
     assert told["stepId"] == "s"
+    (told,) = [event for event in events if event["type"] == "execution.resumed"]
+    assert told["data"]["by"].startswith("uid:")
 
 
 async def test_a_daemon_without_containers_says_so(tmp_path):

@@ -90,7 +90,7 @@ async def test_a_pause_ends_and_the_same_step_goes_on(fm, machine, way, containe
     job = await job_of(fm, instance)
     assert (job.state, job.resume, job.resuming) == (JobState.RUNNING, wanted, None)
     resumed = [data for name, data in await told(fm, run.id) if name == "resumed"]
-    assert [(d["by"], d["pausedMs"]) for d in resumed] == [(wanted.by, 60_000)]
+    assert [(d["how"], d["pausedMs"]) for d in resumed] == [(wanted.by, 60_000)]
     await instance.finish("film")
     run = await fm.run(run.id)
     assert (run.status, run.context["film"]) == ("completed", "film")
@@ -167,12 +167,12 @@ async def test_a_pause_by_hand_keeps_what_the_handler_waits_to_be_told(fm, machi
     await fm.engine.resume(run.id, None, {"ignored": True})
     again = await machine.start()
     assert (again.job.resume, again.job.last_pause_ms, again.job.paused_ms) == (kept, 5000, 65_000)
-    by = [(name, data.get("by")) for name, data in await told(fm, run.id)]
-    assert by[-4:] == [
-        ("paused", "uid:0"),
-        ("superseded", None),
-        ("claimed", None),
-        ("resumed", "hand"),
+    found = [(name, data.get("by"), data.get("how")) for name, data in await told(fm, run.id)]
+    assert found[-4:] == [
+        ("paused", "uid:0", None),
+        ("superseded", None, None),
+        ("claimed", None, None),
+        ("resumed", None, "hand"),
     ]
 
 

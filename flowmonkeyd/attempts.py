@@ -163,7 +163,7 @@ class Attempt:
         if self._rules.pause_max_ms:
             wake_at_ms = self._clock.now_ms() + self._rules.pause_max_ms
         reason = reason or f"paused by {by}"
-        at_ns = boottime_ns()
+        at_ns = await self._tell()
         self.job = await self._engine.pause_by_hand(self.fence, by, reason, wake_at_ms, at_ns)
         self._ended(End(paused=True, at_ns=at_ns))
 
@@ -178,7 +178,7 @@ class Attempt:
             while True:
                 end = await self.instance.agent.serve(self)
                 if isinstance(end, Result):
-                    self._ended(End(result=end, at_ns=boottime_ns()))
+                    self._ended(End(result=end, at_ns=await self._tell()))
                     return
                 if self.job.state is JobState.PAUSED:
                     self._ended(End(paused=True))
@@ -254,10 +254,9 @@ class Attempt:
         checkpoint = None
         if blob is not None and wanted.name is not None:
             checkpoint = await self._stored(wanted.name, blob)
+        at_ns = await self._tell()
         try:
-            self.job = await self._engine.pause_job(
-                self.fence, wanted.seq, wait, checkpoint, boottime_ns()
-            )
+            self.job = await self._engine.pause_job(self.fence, wanted.seq, wait, checkpoint, at_ns)
         except FlowMonkeyError as exc:
             if checkpoint is not None:
                 self._refused(checkpoint, exc)
@@ -394,6 +393,17 @@ class Attempt:
         if progress is not None:
             self._progress_s = now_s
         await self._engine.heartbeat(self.fence, boottime_ns() - int(silent_s * 1e9), progress)
+
+    async def _tell(self) -> int:
+        """Keep all that was said so far, before the lease ends under which that can be done; the
+        time it was then, which is billed no further."""
+        at_ns = boottime_ns()
+        await self._lines.flush()
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            with contextlib.suppress(Unavailable):  # a full disk may have room for the answer
+                await self._engine.heartbeat(self.fence, at_ns, progress)
+        return at_ns
 
     def _next_s(self) -> float:
         """Until the next look: whichever clock is due first."""

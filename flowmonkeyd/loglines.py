@@ -43,6 +43,16 @@ class Lines:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(LOGS_EVERY_S, self._hand_over)
 
+    async def flush(self) -> None:
+        """Hand over all there is now, as before a pause, which ends the lease it is kept under."""
+        self.end()
+        self._timer = None
+        if self._handing_over is not None:
+            await asyncio.shield(self._handing_over)
+        batch, self.waiting = self.waiting, []
+        if batch:
+            await self._keep(batch)
+
     def end(self) -> None:
         """No more is handed over; the group waits for what is on its way."""
         if self._timer is not None:

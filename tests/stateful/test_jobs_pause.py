@@ -45,6 +45,7 @@ def test_an_event_ends_the_pause_with_its_data(doer):
     shown = doer.show(begun)
     assert (shown["status"], shown["waitReason"]) == ("waiting", "waiting")
     assert job["pause"]["event"] == "upload"
+    assert "before" in doer.logs(begun)
     doer.client.must("POST", "/v1/events", {"name": "other", "data": {"frame": 0}})
     doer.client.must("POST", "/v1/events", {"name": "upload", "data": {"frame": 7}})
     ended = doer.ended(begun)

@@ -196,16 +196,11 @@ class Instances:
         raise problem or Unanswered(f"the agent of {made.id} did not answer")
 
     async def _gateway(self, container: Container) -> Gateway:
-        if not container.pid:
-            raise LayerFailed("network", "the container has ended")
         try:
-            pidfd = os.pidfd_open(container.pid)
-        except OSError as exc:
-            raise LayerFailed("network", f"cannot reach the container: {exc.strerror}") from exc
-        try:
-            return await open_gateway(pidfd, self._ports)
-        finally:
-            os.close(pidfd)
+            pidfd = self._containers.pidfd(container)
+        except KeyError:
+            raise LayerFailed("network", "the container has ended") from None
+        return await open_gateway(pidfd, self._ports)
 
     async def adopt(self, found: Found, blob_max_bytes: int) -> Instance:
         """Take over one that runs or is frozen since an earlier daemon; its agent comes by itself

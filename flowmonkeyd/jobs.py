@@ -39,7 +39,8 @@ from flowmonkeyd.terms import egress_of
 from flowmonkeyd.vault import Value, Vault
 from flowmonkeyd.vault.access import given as given_secrets
 from flowmonkeyd.vault.access import wanted_of
-from sandbox import Ending, Reply, Usage
+from sandbox import Ending, Reply, Usage, wire
+from sandbox.ending import checked_result
 
 __all__ = ["Jobs"]
 
@@ -224,7 +225,7 @@ class Jobs:
             ending = Ending(said.ending or "protocol")
             reply = Reply(ending, None, said.message or "", usage=self._usage(attempt))
         else:
-            reply = Reply(Ending.RESULT, dict(said.answer), usage=self._usage(attempt))
+            reply = _reply_of(said.answer, self._usage(attempt))
         if instance.visit is not None:
             reply = replace(reply, traffic=instance.visit.close())
         if of.masks is not None:
@@ -264,6 +265,7 @@ class Jobs:
             if job.instance is None or job.resuming:
                 return None
             return StepError("JOB_LOST", "the container is gone, with the machine or without it")
+        self._let_online(of, instance)
         try:
             await self._fleet.thaw(instance)
             if not job.resuming:
@@ -292,10 +294,7 @@ class Jobs:
                     instance=instance.id,
                     container=instance.container.name,
                 )
-                if instance.gateway is not None:
-                    egress = egress_of(of.manifest, self._settings)
-                    assert egress is not None
-                    instance.visit = instance.gateway.open(egress)
+                self._let_online(of, instance)
                 await instance.agent.give(await self._assignment(of, instance), ACCEPT_S)
                 return await self._begun(of, instance)
             except (Unanswered, ProtocolError) as exc:
@@ -306,6 +305,12 @@ class Jobs:
                 raise
         message = f"{INSTANCES_TRIED_MAX} containers did not take the task: {why}"
         raise Unavailable("CONTAINERS_UNAVAILABLE", message)
+
+    def _let_online(self, of: _Stretch, instance: Instance) -> None:
+        """Give an attempt its network. One that was adopted has no visit yet."""
+        egress = egress_of(of.manifest, self._settings)
+        if instance.gateway is not None and instance.visit is None and egress is not None:
+            instance.visit = instance.gateway.open(egress)
 
     async def _begun(self, of: _Stretch, instance: Instance) -> Attempt:
         """It runs: its active time begins."""
@@ -377,3 +382,11 @@ def _fence(of: _Stretch) -> Fence:
 def _failed(code: str, message: str, fatal: bool = False) -> Finished:
     error = StepError(code, message, retryable=False)
     return Finished(TaskResult(Outcome.ERROR, error=error, fatal=fatal, worker_id="container"))
+
+
+def _reply_of(answer: Mapping[str, Any], usage: Usage) -> Reply:
+    """What a handler has answered, in the shape and within the limits of any other's."""
+    try:
+        return Reply(Ending.RESULT, checked_result(dict(answer)), usage=usage)
+    except wire.ProtocolError as exc:
+        return Reply(Ending.PROTOCOL, None, f"broke the protocol: {exc}", usage=usage)

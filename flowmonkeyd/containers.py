@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import resource
 import secrets
 import shutil
@@ -19,7 +18,6 @@ import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,10 +32,11 @@ from flowmonkeyd.containermodel import (
     Spec,
 )
 from flowmonkeyd.deaths import Deaths
-from flowmonkeyd.podman import creation, images, leftovers
+from flowmonkeyd.podman import creation, images, layers, leftovers, listing, printed
 from flowmonkeyd.podman.creation import Creation
 from flowmonkeyd.podman.host import Host, installation, run_folder
-from flowmonkeyd.podman.libpod import Ask, Libpod, Places
+from flowmonkeyd.podman.libpod import Ask, Libpod, NotAnswering, Places
+from flowmonkeyd.podman.listing import Listed
 from flowmonkeyd.settings import ContainersSection
 
 __all__ = [
@@ -65,7 +64,6 @@ _FREEZE_TRIES, _FREEZE_ROUND, _FREEZE_AGAIN_S = 1000, 20, 0.001
 _BEGIN_TRIES, _BEGIN_AGAIN_S = 5000, 0.001
 # conmon writes the exit code within milliseconds of the end; killed, it never does.
 _CODE_TRIES, _CODE_AGAIN_S = 40, 0.05
-_OUTPUT_BYTES_MAX = 64 * 1024
 # Ranges of user numbers: 4096 of 65536 end below 2**31.
 _RANGES = 4096
 _NPROC_MAX = 1 << 20
@@ -144,7 +142,15 @@ class Containers:
         """
         if self.problem is not None:
             raise ContainerError("SANDBOX_UNAVAILABLE", f"cannot start it: {self.problem}")
-        return await self._start(spec)
+        try:
+            try:
+                return await self._start(spec)
+            except NotAnswering as exc:
+                log.warning("started again: %s", exc.message, extra={"instance": spec.instance})
+                return await self._start(spec)
+        except BaseException:
+            await asyncio.to_thread(self._remove_folder, spec.instance)
+            raise
 
     async def kill(self, container: Container) -> None:
         """Kill and remove it, frozen, running, ended or removed already."""
@@ -152,6 +158,10 @@ class Containers:
             container.groups.kill()
         self._deaths.kill(container.instance)
         await self._remove(container.instance)
+        await asyncio.to_thread(self._remove_folder, container.instance)
+        if container.groups is not None and container.groups.exist():
+            # Without conmon nobody has told the runtime.
+            await asyncio.to_thread(leftovers.remove, self.places, self._host.parent, container.id)
 
     async def freeze(self, container: Container) -> None:
         """Stop all its processes where they are; they keep their memory. Raises ContainerError,
@@ -174,45 +184,55 @@ class Containers:
 
     async def output(self, container: Container) -> str:
         """The end of what its processes have printed, for who looks for the reason of its end."""
-        folder = self.places.storage / "overlay-containers" / container.id
-        return await asyncio.to_thread(_tail, folder / "userdata/ctr.log")
+        return await asyncio.to_thread(printed.tail, self.places, container.id)
 
     async def found(self) -> list[Found]:
         """The containers of this installation, to be adopted or killed. Raises ContainerError."""
         return [
-            one for listed in await self._listed() if (one := self._recognised(listed)) is not None
+            one
+            for listed in await listing.containers(self._podman)
+            if (one := self._recognised(listed)) is not None
         ]
 
     async def sweep(self, keep: Collection[str], grace_s: float) -> int:
         """Remove every container, process, mount and folder that is of no instance in `keep`, of
         none that is being started and not younger than `grace_s`; says how many. When Podman's
         list cannot be had, nothing is removed."""
+        if self._libpod is None:
+            return 0
         there = await asyncio.to_thread(leftovers.seen, self.places, self._host.parent)
         try:
-            listed = await self._listed()
+            listed = await listing.containers(self._podman)
         except ContainerError as exc:
             log.warning("nothing is swept: %s", exc.message)
             return 0
-        count = 0
+        known, removed = (
+            {one.id: one.instance for one in listed},
+            there - {one.id for one in listed},
+        )
         for one in listed:
-            name = _name(one)
-            instance = name.rpartition("-")[2]
-            is_ours = name.startswith(self._name("")) and _age_s(one) >= grace_s
-            if is_ours and not self._wanted(instance, keep):
+            is_ours = one.name.startswith(self._name("")) and one.age_s >= grace_s
+            if is_ours and not self._wanted(one.instance, keep):
                 if (found := self._recognised(one)) is not None and found.container.groups:
                     found.container.groups.kill()
-                await self._remove(instance)
-                count += 1
-        for lost in there - {str(one["Id"]) for one in listed}:
+                await self._remove(one.instance)
+                removed.add(known.pop(one.id))
+        # With what Podman could not remove of those that it knew.
+        for lost in (there | {one.id for one in listed}) - known.keys():
             await asyncio.to_thread(leftovers.remove, self.places, self._host.parent, lost)
-            count += 1
-        count += await asyncio.to_thread(leftovers.unmounted, self.places)
-        names = {_name(one).rpartition("-")[2] for one in listed}
+
+        def is_there(instance: str) -> bool:
+            return instance in known.values() or self._wanted(instance, keep)
+
+        unmounted = await asyncio.to_thread(leftovers.unmounted, self.places)
+        removed |= await asyncio.to_thread(
+            layers.remove_lost, self.places, self._name(""), is_there, grace_s
+        )
         for folder in await asyncio.to_thread(self._old_folders, grace_s):
-            if folder.name not in names and not self._wanted(folder.name, keep):
-                await asyncio.to_thread(self._remove_folder, folder)
-                count += 1
-        return count
+            if not is_there(folder.name):
+                await asyncio.to_thread(self._remove_folder, folder.name)
+                removed.add(folder.name)
+        return len(removed) + unmounted
 
     async def images(self) -> list[Image]:
         """All images, those of the read-only stores too. Raises ContainerError."""
@@ -254,12 +274,15 @@ class Containers:
         instance = secrets.token_hex(16)
         folder = self.folder(instance)
         spec = Spec(instance, "canary", image_id, "light", folder, creation.NO_PROGRAM)
-        canary = await self._start(spec)
         try:
-            await self.freeze(canary)
-            await self.thaw(canary)
+            canary = await self._start(spec)
+            try:
+                await self.freeze(canary)
+                await self.thaw(canary)
+            finally:
+                await self.kill(canary)
         finally:
-            await self.kill(canary)
+            await asyncio.to_thread(self._remove_folder, instance)
 
     async def _start(self, spec: Spec) -> Container:
         asked = self._asked(spec)
@@ -272,11 +295,20 @@ class Containers:
         self._starting.add(spec.instance)
         try:
             return await self._verified(spec, asked, await self._podman.run(make))
-        except BaseException:
+        except BaseException as exc:
             await self._remove(spec.instance)
+            if isinstance(exc, ContainerError) and not await self._has_image(spec.image_id):
+                message = f"image: {spec.image_id} is not there"
+                raise ContainerError("NOT_FOUND", message) from exc
             raise
         finally:
             self._starting.discard(spec.instance)
+
+    async def _has_image(self, image_id: str) -> bool:
+        """False only when Podman says that it has not."""
+        with suppress(ContainerError):
+            return await self.image_id(image_id) is not None
+        return True
 
     def _asked(self, spec: Spec) -> Creation:
         if spec.resources == _GPU and not self._settings.gpuDevice:
@@ -389,36 +421,29 @@ class Containers:
             log.warning("a container is left to be swept", extra={"why": why})
         self._deaths.forget(instance)
         self._ranges.pop(instance, None)
-        await asyncio.to_thread(self._remove_folder, self.places.run / "c" / instance)
 
-    async def _listed(self) -> list[dict[str, Any]]:
-        """All that Podman and its storage know here, ours and those of image builds."""
-        params = {"all": "true", "external": "true"}
-        return list(await self._podman.call("GET", "/containers/json", params, again=True))
-
-    def _recognised(self, listed: Mapping[str, Any]) -> Found | None:
-        labels, container_id = listed.get("Labels") or {}, str(listed["Id"])
-        instance = labels.get(f"{_LABEL}instance", "")
-        if not instance or _name(listed) != self._name(instance):
+    def _recognised(self, listed: Listed) -> Found | None:
+        instance, labels = listed.labels.get(f"{_LABEL}instance", ""), listed.labels
+        if not instance or listed.name != self._name(instance):
             return None
-        pid, groups = int(listed.get("Pid") or 0), None
+        groups, uid = None, None
+        state: Literal["running", "frozen", "exited"] = "exited"
         with suppress(OSError):
-            groups = self._deaths.watch(instance, pid, (container_id, instance)) if pid else None
-        uid = confinement.uid_outside(pid) if groups is not None else None
+            if listed.pid:
+                groups = self._deaths.watch(instance, listed.pid, (listed.id, instance))
+                uid = confinement.uid_outside(listed.pid)
+                state = "frozen" if groups.is_frozen() else "running"
         if uid is not None and not self._host.rootless:
             self._ranges[instance] = (uid - self._settings.uidBase) // creation.UIDS
-        state: Literal["running", "frozen", "exited"] = "exited"
-        if groups is not None:
-            state = "frozen" if groups.is_frozen() else "running"
         container = Container(
             instance=instance,
-            name=self._name(instance),
-            id=container_id,
-            pid=pid if groups is not None else 0,
+            name=listed.name,
+            id=listed.id,
+            pid=listed.pid if groups is not None else 0,
             groups=groups,
             folder=self.places.run / "c" / instance,
             first_uid=uid,
-            started_ms=max(0, int(listed.get("StartedAt") or 0)) * 1000,
+            started_ms=listed.started_ms,
         )
         names = ("role", "attempt", "resources", "network")
         role, attempt, resources, network = (labels.get(_LABEL + name, "") for name in names)
@@ -432,7 +457,8 @@ class Containers:
         folders = top.iterdir() if top.exists() else ()
         return [one for one in folders if one.is_dir() and one.stat().st_mtime <= before]
 
-    def _remove_folder(self, folder: Path) -> None:
+    def _remove_folder(self, instance: str) -> None:
+        folder = self.places.run / "c" / instance
         leftovers.unmount_below(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -465,30 +491,3 @@ async def _begun(pid: int) -> None:
             return
         await asyncio.sleep(_BEGIN_AGAIN_S)
     raise ContainerError("UNAVAILABLE", "the runtime does not let it begin")
-
-
-def _name(listed: Mapping[str, Any]) -> str:
-    return str((listed.get("Names") or [""])[0])
-
-
-def _age_s(listed: Mapping[str, Any]) -> float:
-    """By the clock on the wall; one without a date is old."""
-    try:
-        text = str(listed["Created"])[:19]
-        return time.time() - datetime.fromisoformat(f"{text}+00:00").timestamp()
-    except (KeyError, ValueError):
-        return float("inf")
-
-
-def _tail(file: Path) -> str:
-    """Podman's log (k8s-file) without what it puts before each line."""
-    try:
-        with open(file, "rb") as log_file:
-            log_file.seek(max(0, os.fstat(log_file.fileno()).st_size - _OUTPUT_BYTES_MAX))
-            text = log_file.read().decode(errors="replace")
-    except OSError:
-        return ""
-    pieces = [line.split(" ", 3) for line in text.split("\n")]
-    # F ends a line, after a P it goes on.
-    ends = {"F": "\n", "P": ""}
-    return "".join(f"{one[3]}{ends.get(one[2], '')}" for one in pieces if len(one) == 4)

@@ -50,6 +50,10 @@ class NotAnswering(ContainerError):
         super().__init__("UNAVAILABLE", f"podman: {why}")
 
 
+class _NotBegun(NotAnswering):
+    """The process was gone before it could be asked anything: it has done nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Places:
     """Where everything of one installation is."""
@@ -164,6 +168,15 @@ class Libpod:
         """
         async with self._starting:
             await self._ensure()
+        try:
+            return await self._finished(calls)
+        except _NotBegun:
+            async with self._starting:
+                self._end()
+                await self._ensure()
+            return await self._finished(calls)
+
+    async def _finished(self, calls: Callable[[Ask], _Answer]) -> _Answer:
         ask = Ask(self._client, self.places.socket, self._deadline_s)
         running = asyncio.get_running_loop().run_in_executor(self._threads, calls, ask)
         try:
@@ -232,7 +245,7 @@ class Libpod:
                 self._end()
                 raise NotAnswering(f"its service process does not start: {self._last_words()}")
             time.sleep(0.005)
-        self._client = APIClient(base_url=f"http+unix://{places.socket}", timeout=self._deadline_s)
+        self._client = APIClient(base_url=f"http+unix://{places.socket}")
 
     def _end(self) -> None:
         """Kill the process; the threads' connections break. It is started again by `_ensure`."""
@@ -269,7 +282,9 @@ class Ask:
     def __init__(self, client: Any, listening: Path, deadline_s: float) -> None:
         self._client = client
         self._socket = listening
-        self._deadline_s = deadline_s
+        # Who waits for this thread is first to see that it takes too long, and ends the process.
+        self._timeout_s = 2 * deadline_s
+        self._has_asked = False
 
     def __call__(
         self, method: str, path: str, params: dict[str, Any] | None = None, body: Any = None
@@ -278,8 +293,10 @@ class Ask:
 
         # podman-py would forget the socket of a connection that is refused without closing it.
         if self._client is None or not _is_listening(self._socket):
-            raise NotAnswering("its service process went away")
-        sent: dict[str, Any] = {"params": params, "timeout": self._deadline_s}
+            kind = NotAnswering if self._has_asked else _NotBegun
+            raise kind("its service process went away")
+        self._has_asked = True
+        sent: dict[str, Any] = {"params": params, "timeout": self._timeout_s}
         if isinstance(body, bytes):
             sent |= {"data": body, "headers": {"Content-Type": "application/x-tar"}}
         elif body is not None:

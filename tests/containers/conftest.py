@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -19,18 +17,10 @@ import pytest_asyncio
 
 from flowmonkeyd.containers import Container, Containers, Spec, installation
 from flowmonkeyd.settings import ContainersSection
+from tests.containers.inside import WAIT, go
 
 STORE = Path(__file__).parents[2] / ".images"
 PYTHON = "localhost/flowmonkey/runtime-python311:latest"
-
-# Code that begins so goes on when the test says `go`: after `start` has looked at it.
-WAIT = """
-import os, time
-while not os.path.exists("/run/flowmonkey/go"):
-    time.sleep(0.002)
-"""
-
-Start = Callable[..., Awaitable[Container]]
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +42,8 @@ def places():
 @pytest.fixture(scope="session")
 def section():
     """Settings of the driver."""
-    return ContainersSection(imageStores=(str(STORE.resolve()),))
+    # Who kills what Podman waits for waits so long for the answer.
+    return ContainersSection(imageStores=(str(STORE.resolve()),), callMs=5000)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -113,20 +104,3 @@ async def printed(containers, start):
         return await containers.output(container)
 
     return run
-
-
-def go(container: Container) -> None:
-    """Let code that begins with WAIT go on."""
-    (container.folder / "go").touch()
-
-
-def podman(driver: Containers, *words: str) -> str:
-    """What the command line says of a driver's storage: another witness than its own calls."""
-    ran = subprocess.run(
-        ["podman", *words],
-        env=driver.places.environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return ran.stdout

@@ -1,0 +1,149 @@
+"""What a host lacks is said by name, with the reason and what to do; then nothing is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowmonkeyd.confinement import LAYERS, cgroup_version
+from flowmonkeyd.containers import ContainerError, Containers, Spec, installation, run_folder
+from flowmonkeyd.podman.libpod import RUN_LENGTH_MAX
+from flowmonkeyd.settings import ContainersSection
+
+_NOBODY = 65534
+_OPEN = """
+import asyncio, json, sys
+from pathlib import Path
+from flowmonkeyd.containers import Containers
+from flowmonkeyd.settings import ContainersSection
+
+async def main(folder):
+    top = Path(folder)
+    driver = Containers(ContainersSection(), top / "root", top / "run", "aaaabbbb")
+    await driver.open()
+    print(json.dumps([driver.problem, dict(driver.facts)]))
+    await driver.close()
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+def driver(tmp_path: Path, **settings) -> Containers:
+    section = ContainersSection(**settings)
+    return Containers(section, tmp_path / "root", tmp_path / "run", "aaaabbbb")
+
+
+async def refused(containers: Containers, tmp_path: Path) -> str:
+    """Why, once nothing can be started there."""
+    await containers.open()
+    try:
+        spec = Spec("a" * 32, "job", "0" * 64, "light", tmp_path, ("/bin/true",))
+        with pytest.raises(ContainerError) as said:
+            await containers.start(spec)
+        assert said.value.code == "SANDBOX_UNAVAILABLE"
+        assert await containers.sweep((), 0) == 0
+        assert containers.problem is not None
+        assert containers.problem in said.value.message
+        return containers.problem
+    finally:
+        await containers.close()
+
+
+async def test_without_podman_that_is_what_it_says(tmp_path, monkeypatch):
+    for name in ("flowmonkeyd.podman.host.PATH", "flowmonkeyd.podman.libpod.PATH"):
+        monkeypatch.setattr(name, str(tmp_path))
+    problem = await refused(driver(tmp_path), tmp_path)
+    assert problem == ("podman: it is not installed; install Podman 4.3 or later (Debian: podman)")
+
+
+async def test_a_podman_that_is_not_where_it_was_set_is_said(tmp_path):
+    problem = await refused(driver(tmp_path, podman="/no/such/podman"), tmp_path)
+    assert problem.startswith("podman: /no/such/podman is not there")
+
+
+@pytest.mark.root
+@pytest.mark.skipif(shutil.which("podman") is None, reason="NO podman")
+async def test_a_run_folder_that_is_too_long_for_sockets_is_said(tmp_path):
+    long = tmp_path / ("x" * RUN_LENGTH_MAX)
+    containers = Containers(ContainersSection(), tmp_path / "root", long, "aaaabbbb")
+    assert (await refused(containers, tmp_path)).startswith(f"sockets: {long} is longer than")
+
+
+@pytest.mark.slow
+@pytest.mark.root
+@pytest.mark.skipif(shutil.which("podman") is None, reason="NO podman")
+async def test_a_podman_that_does_not_start_is_said(tmp_path):
+    program = tmp_path / "podman"
+    program.write_text("#!/bin/sh\necho 'it is broken today' >&2\nexit 3\n")
+    program.chmod(0o755)
+    run = Path("/run/fm-broken")
+    containers = Containers(
+        ContainersSection(podman=str(program)), tmp_path / "root", run, "aaaabbbb"
+    )
+    try:
+        problem = await refused(containers, tmp_path)
+    finally:
+        shutil.rmtree(run)
+    assert problem.startswith("podman: its service process does not start: it is broken today")
+
+
+@pytest.mark.slow
+@pytest.mark.root
+@pytest.mark.skipif(shutil.which("podman") is None, reason="NO podman")
+@pytest.mark.skipif(cgroup_version() != 1, reason="NO control groups of version 1")
+def test_without_root_on_version_1_the_limits_that_would_be_dropped_are_named(tmp_path):
+    tmp_path.chmod(0o755)
+    folder = Path(f"/var/tmp/fm-nobody-{os.getpid()}")
+    folder.mkdir()
+    os.chown(folder, _NOBODY, _NOBODY)
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-c", _OPEN, str(folder)],
+            user=_NOBODY,
+            group=_NOBODY,
+            extra_groups=[],
+            cwd=Path(__file__).parents[2],
+            env={"PATH": os.environ["PATH"], "HOME": str(folder)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        shutil.rmtree(folder)
+    assert ran.returncode == 0, ran.stderr
+    problem, facts = json.loads(ran.stdout)
+    assert problem.startswith("memory, cpu, pids: on control groups of version 1 Podman drops")
+    assert facts == {}
+
+
+@pytest.mark.slow
+@pytest.mark.root
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_runtime_with_which_a_layer_does_not_hold_is_not_used(containers):
+    """What open() has found out on this host, whatever it is."""
+    assert containers.problem is None
+    assert containers.facts["runtime"] in ("crun", "runc")
+    assert containers.facts["proved"] == list(LAYERS)
+    if cgroup_version() == 1:
+        assert containers.facts["cgroups"] == 1
+        assert containers.facts["runtime"] == "runc", "crun refuses the hybrid tree"
+
+
+def test_an_installation_keeps_its_name(tmp_path):
+    name = installation(tmp_path / "data")
+    assert installation(tmp_path / "data") == name
+    assert len(name) == 8
+    assert run_folder("", name).name == f"flowmonkey-{name}"
+    assert run_folder("/run/other", name) == Path("/run/other")
+
+
+def test_podman_py_is_imported_by_who_runs_containers_only():
+    words = "import sys, flowmonkeyd.containers; print({'podman', 'requests'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"

@@ -224,6 +224,7 @@ class Containers:
         def is_there(instance: str) -> bool:
             return instance in known.values() or self._wanted(instance, keep)
 
+        await asyncio.to_thread(leftovers.remove_unfinished, self.places, grace_s)
         unmounted = await asyncio.to_thread(leftovers.unmounted, self.places)
         removed |= await asyncio.to_thread(
             layers.remove_lost, self.places, self._name(""), is_there, grace_s

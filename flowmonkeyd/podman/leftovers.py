@@ -26,6 +26,7 @@ __all__ = [
     "group_folders",
     "remove",
     "remove_empty_groups",
+    "remove_unfinished",
     "seen",
     "unmount_below",
     "unmount_storage",
@@ -106,6 +107,14 @@ def unmount_storage(places: Places) -> None:
     top = places.storage / "overlay"
     if _mount_points(top) == [top]:
         _unmount(top)
+
+
+def remove_unfinished(places: Places, grace_s: float) -> None:
+    """New versions of the storage's lists that were being written when their writer was killed."""
+    for file in places.storage.glob("overlay-*/.tmp-*"):
+        with suppress(FileNotFoundError):
+            if file.is_file() and time.time() - file.stat().st_mtime >= grace_s:
+                file.unlink()
 
 
 def unmount_below(folder: Path) -> None:

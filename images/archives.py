@@ -26,10 +26,19 @@ __all__ = [
     "sources_of",
 ]
 
+# For what packages run when they are installed; the mounts end with the command.
+WITH_DEVICES = """
+mount --rbind /dev "$1/dev"
+mount --rbind /proc "$1/proc"
+shift
+exec "$@"
+"""
 Run = Callable[..., str]
 LISTS = Path("/etc/apt")
 # Keys of apt's configuration that say how to reach an archive.
-REACHING = re.compile(r'^(Acquire::\S+) "(.*)";$', re.MULTILINE)
+REACHING = re.compile(
+    r'^(Acquire::(?:http|https|ftp|Allow|Check|Force|Proxy|Retries)\S*) "(.+)";$', re.MULTILINE
+)
 
 
 def sources_of(suite: str, folder: Path = LISTS) -> str:
@@ -89,7 +98,9 @@ def debootstrap(run: Run, root: Path, made: Plan, scratch: Path) -> None:
     sources = scratch / "archive.sources"
     sources.write_text(sources_of(made.suite))
     words = ["mmdebstrap", "--variant=minbase", "--format=directory"]
-    words += [f'--aptopt={key} "{value}"' for key, value in _reaching(run)]
+    config = scratch / "apt.conf"  # not as words, which everybody can see: a proxy has passwords
+    config.write_text("".join(f'{key} "{value}";\n' for key, value in _reaching(run)))
+    words += [f"--aptopt={config}"]
     words += [f"--dpkgopt=path-exclude={pattern}" for pattern in made.left_out]
     words += [f"--include={','.join(made.debian)}", made.suite, str(root)]
     if sources.stat().st_size:
@@ -133,15 +144,11 @@ def install(run: Run, root: Path, made: Plan, scratch: Path) -> None:
         "LC_ALL": "C.UTF-8",
         "SOURCE_DATE_EPOCH": str(made.epoch),
     }
-    for name in ("dev", "proc"):  # in this program's own mount namespace: they end with it
+    for name in ("dev", "proc"):
         (root / name).mkdir(exist_ok=True)
-        run("mount", "--rbind", f"/{name}", root / name)
-    try:
-        run("apt-get", "-qq", "update", env=env)
-        run("apt-get", "-qq", "-y", "install", *made.debian, env=env)
-    finally:
-        for name in ("dev", "proc"):
-            run("umount", "--recursive", "--lazy", root / name)
+    run("apt-get", "-qq", "update", env=env)
+    install = ("apt-get", "-qq", "-y", "install", *made.debian)
+    run("unshare", "--mount", "sh", "-euc", WITH_DEVICES, "sh", root, *install, env=env)
     shutil.rmtree(state)
 
 

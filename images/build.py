@@ -167,7 +167,8 @@ def _clean(root: Path) -> None:
 def inside(argv: Sequence[str]) -> list[str]:
     """The command line that runs this program in namespaces which end when it ends."""
     own = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    user = [] if os.geteuid() == 0 else ["buildah", "unshare", "--"]
+    # Without root in a user namespace, by a program that would leave us behind when it is killed.
+    user = [] if os.geteuid() == 0 else ["buildah", "unshare", "setpriv", "--pdeathsig", "KILL"]
     return [*user, *own, sys.executable, "-m", "images.build", "--inside", *argv]
 
 

@@ -150,8 +150,10 @@ class Storage:
         policy, config = self._own / "policy.json", self._own / "storage.conf"
         # What is made here is not signed; nothing is pulled.
         policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}\n')
+        place = json.dumps(str(self.root))
         config.write_text(
-            f'[storage]\ndriver = "overlay"\ngraphroot = {json.dumps(str(self.root))}\n'
+            f'[storage]\ndriver = "overlay"\ngraphroot = {place}\n'
+            f"rootless_storage_path = {place}\n"
             # Its mounts are seen by this build only, so must be what is written about them.
             f"runroot = {json.dumps(str(scratch / 'run'))}\n[storage.options]\n"
             f"additionalimagestores = {json.dumps([str(path) for path in self.stores])}\n"

@@ -126,12 +126,15 @@ class Builder:
             await self._driver_ready()
 
     @property
-    def problem(self) -> str | None:
-        """Why this host can have no images of handlers; None: it can."""
+    def missing(self) -> str | None:
+        """Why nothing can be built here; None: images can, whether containers run or not."""
         missing = [name for name in PROGRAMS if shutil.which(name) is None]
-        if missing:
-            return f"not installed: {', '.join(missing)}"
-        return self._driver_problem()
+        return f"not installed: {', '.join(missing)}" if missing else None
+
+    @property
+    def problem(self) -> str | None:
+        """Why this host can run no handlers in images; None: it can."""
+        return self.missing or self._driver_problem()
 
     async def open(self) -> None:
         """Compare the table with what the storage holds. The store's writer must run."""
@@ -296,8 +299,8 @@ class Builder:
         self._tell()
         try:
             found = None
-            if self.problem is not None:
-                build.say(f"cannot build: {self.problem}")
+            if self.missing is not None:
+                build.say(f"cannot build: {self.missing}")
             elif await self._run(_words(row, self._packages), build.say):
                 found = await asyncio.to_thread(self._there, row.kind, row.name, row.runtime)
             if found is None:

@@ -114,8 +114,8 @@ async def build(api: Api, request: Request) -> Response:
     """Have images built, in the background: 202 with their names. `log` follows each."""
     operators_only(request, "build images")
     builder = _builder(api)
-    if builder.problem is not None:
-        raise Unavailable(f"cannot build images: {builder.problem}", code="CONTAINERS_UNAVAILABLE")
+    if builder.missing is not None:
+        raise Unavailable(f"cannot build images: {builder.missing}", code="CONTAINERS_UNAVAILABLE")
     body = decode(_BUILD, await read_json(request, api))
     if body.name == "all":
         names = _runtimes()

@@ -48,8 +48,6 @@ def new(session: Session, handler_type: str, runtime: str, stateful: bool, folde
         for name in names:
             output.line(str(place / name))
         output.note(f"next: flowctl handler test {place}")
-        if stateful:
-            output.note("this version of the daemon does not run stateful handlers yet")
 
     output.value({"folder": str(place), "files": names}, words)
 

@@ -13,16 +13,35 @@ from typing import Any
 
 from flowctl.problems import Rejected
 
-__all__ = ["NPM_PLACE", "made_of", "packages_of", "scripts_of"]
+__all__ = ["AGENT_TRIAL", "NPM_PLACE", "made_of", "packages_of", "scripts_of"]
 
 NPM_PLACE = "node_modules"
 _LOCK = "requirements.lock"
+# The handler around a stateful one, and the folder that it is in, with the rest of the agent.
+_AGENT_PLACE = "flowmonkey_agent/"
+AGENT_TRIAL = {
+    "python": f"{_AGENT_PLACE}agenttrial.py:handle",
+    "node": f"{_AGENT_PLACE}agenttrial.cjs:handle",
+}
 
 
 def made_of(folder: str) -> dict[str, bytes]:
-    """By name: the file that a handler in TypeScript or with packages of npm is run from, and what
-    Python's dependencies consist of."""
+    """By name: the file that a handler in TypeScript or with packages of npm is run from, what
+    Python's dependencies consist of, and the agent for a stateful handler."""
     document = _object(Path(folder, "handler.json"))
+    made = dict(_lacking(folder, document))
+    if _handler(document).get("stateful") is True:
+        made |= _agent()
+    return made
+
+
+def _agent() -> dict[str, bytes]:
+    """What gives a stateful handler its `ctx` in a container."""
+    files = (Path(__file__).parents[1] / "images/agent").glob("agent*.*")
+    return {_AGENT_PLACE + one.name: one.read_bytes() for one in files if one.is_file()}
+
+
+def _lacking(folder: str, document: Mapping[str, Any]) -> Mapping[str, bytes]:
     dependencies = document.get("dependencies")
     if "package" in document:  # it was built, and has them
         return {}

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["test"]
 
-_GIVEN = {"input", "config", "context", "secrets"}
+_GIVEN = {"input", "config", "context", "secrets", "resumes"}
 TIMEOUT_MAX_S = 60.0  # of a stateless handler
 # Looking at a folder of some hundred files takes a millisecond. What an editor writes in several
 # steps is one change: it is over when nothing has changed for one look.
@@ -100,10 +100,21 @@ def _given_elsewhere(
     for name in ("config", "context", "secrets"):
         if not isinstance(found.get(name, {}), dict):
             raise click.BadParameter(f"{name} must be an object")
+    if not isinstance(found.get("resumes", []), list):
+        raise click.BadParameter("resumes must be a list")
     for name, secret in found.get("secrets", {}).items():
         if not isinstance(secret, str):
             raise click.BadParameter(f"the secret {name} must be a text")
     return found
+
+
+def _resumes(ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> list[Any]:
+    if ctx.resilient_parsing:
+        return []
+    try:
+        return [json_value(one, mapping=False) for one in values]
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from exc
 
 
 @click.command(cls=Leaf)
@@ -125,6 +136,14 @@ def _given_elsewhere(
     callback=_given_elsewhere,
     help="All of these in one object.",
 )
+@click.option(
+    "--resume",
+    "resumes",
+    callback=_resumes,
+    multiple=True,
+    metavar="JSON|@FILE",
+    help="The data that a stateful handler's next pause ends with.",
+)
 @click.option("--no-test-values", "bare", is_flag=True, help="Only what is given here.")
 @click.option(
     "--timeout",
@@ -145,16 +164,18 @@ def test(
     context: Any,
     secrets: Mapping[str, str],
     given: Any,
+    resumes: Sequence[Any],
     bare: bool,
     timeout_s: float | None,
     watched: bool,
 ) -> None:  # fmt: skip
     """Run the handler in DIR in the real sandbox, with its test values.
 
-    What is given takes the place of test values, property by property. The result goes to stdout
-    as JSON, the log to stderr with what it took and the system calls that the sandbox refused
-    (with -o json all of it to stdout, as one object). Exits with 1 if the handler failed, with 5
-    if DIR has no valid handler, with 3 if this host cannot run it.
+    What is given takes the place of test values, property by property. A stateful handler's
+    checkpoints are kept in memory, and its pauses end at once with what --resume says. The
+    result goes to stdout as JSON, the log to stderr with what it took and the system calls that
+    the sandbox refused (with -o json all of it to stdout, as one object). Exits with 1 if the
+    handler failed, with 5 if DIR has no valid handler, with 3 if this host cannot run it.
 
     \b
     Example:
@@ -173,6 +194,7 @@ def test(
         told.get("config", {}) if config is None else config,
         told.get("context", {}) if context is None else context,
         {**told.get("secrets", {}), **secrets},
+        resumes or told.get("resumes", ()),
     )
     # so that a plain kill takes the way of Ctrl-C, which leaves nothing behind
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -22,6 +22,7 @@ from flowctl.documents import bare_manifest, files_of, pack, refusals
 from flowctl.problems import NotReady, Rejected
 
 if TYPE_CHECKING:
+    from flowmonkeyd.documents.manifest import Manifest
     from flowmonkeyd.masking import Log, LogMask, Masks
     from sandbox import Call, Limits, LogLine, OnLog, Policy, PoolSettings, Reply
     from sandbox.once import Bench
@@ -52,6 +53,8 @@ class Given:
     config: Mapping[str, Any] = field(default_factory=dict)
     context: Mapping[str, Any] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    # What the pauses of a stateful handler end with, one after the other.
+    resumes: Sequence[Any] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ def terms(folder: str, private: Sequence[str] = ()) -> dict[str, Any]:
     from flowmonkeyd.terms import terms_json
 
     with _unpacked(folder, makeshift.scripts_of(folder)) as (_, manifest):
-        return terms_json(manifest, _settings(manifest.type, private))
+        return terms_json(_tried(manifest), _settings(manifest.type, private))
 
 
 def hold_here() -> list[dict[str, Any]]:
@@ -179,13 +182,15 @@ class Trial:
         from flowmonkeyd.terms import terms_of
 
         with _unpacked(self.folder, makeshift.made_of(self.folder)) as (place, manifest):
-            granted = terms_of(manifest, _settings(manifest.type, self._private))
+            granted = terms_of(_tried(manifest), _settings(manifest.type, self._private))
             if test_values:
                 given = self.with_test_values(place, manifest, given)
             limits = granted.limits
             if self._timeout_ms is not None:
                 limits = replace(limits, wall_ms=self._timeout_ms, cpu_ms=None)
             call = _call(place, manifest, given, limits, granted.policy)
+            if manifest.stateful is not None:
+                call = _stateful(call, manifest.stateful, given)
             lines = _Lines(given.secrets, on_line)
             reply = self._asked(call, lines.add)
         lines.end()
@@ -329,6 +334,37 @@ def _call(place: Path, manifest: Any, given: Given, limits: Limits, policy: Poli
     )
 
 
+def _tried(manifest: Manifest) -> Manifest:
+    """As the sandbox runs it: a stateful handler, which may run for hours, for a minute."""
+    from sandbox.model import WALL_MAX_MS
+
+    return replace(manifest, timeout_ms=min(manifest.timeout_ms, WALL_MAX_MS))
+
+
+def _stateful(call: Call, terms: Any, given: Given) -> Call:
+    """The call with the agent's `ctx` around the handler, and a folder for temporary files, as in
+    a container."""
+    task = {
+        "hasInput": given.has_input,
+        "input": given.input,
+        "entrypoint": call.entrypoint,
+        "checkpoint": {
+            "intervalMs": terms.checkpoint_interval_ms,
+            "maxSize": terms.checkpoint_bytes_max,
+            "names": {},
+        },
+        "ttl": {"ttlMs": terms.ttl_default_ms, "activeMs": 0},
+        "pauseMaxMs": terms.pause_ms_max if terms.pause_enabled else 0,
+    }
+    return replace(
+        call,
+        entrypoint=makeshift.AGENT_TRIAL[call.runtime],
+        has_input=True,
+        input={"task": task, "resumes": list(given.resumes)},
+        policy=replace(call.policy, filesystem="temp"),
+    )
+
+
 def _on_top(test_values: Sequence[Mapping[str, Any]], given: Given) -> Given:
     tests: dict[str, dict[str, Any]] = {"input": {}, "config": {}, "context": {}, "vault": {}}
     for one in test_values:
@@ -344,6 +380,7 @@ def _on_top(test_values: Sequence[Mapping[str, Any]], given: Given) -> Given:
         {**tests["config"], **given.config},
         {**tests["context"], **given.context},
         {**tests["vault"], **given.secrets},
+        given.resumes,
     )
 
 

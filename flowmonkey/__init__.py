@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from flowmonkey.declared import Handler, Input, env
 
 if TYPE_CHECKING:
-    from flowmonkey.context import Answer, Context
+    from flowmonkey.context import Answer, Context, StatefulContext
 
-__all__ = ["Answer", "Context", "Handler", "Input", "env"]
+__all__ = ["Answer", "Context", "Handler", "Input", "StatefulContext", "env"]
 
 
 def __getattr__(name: str) -> Any:
-    """`Context` and `Answer` are for annotations; most runs never need them."""
-    if name in ("Answer", "Context"):
+    """What is for annotations; most runs never need it."""
+    if name in ("Answer", "Context", "StatefulContext"):
         from flowmonkey import context
 
         return getattr(context, name)

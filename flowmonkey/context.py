@@ -1,7 +1,7 @@
 """The types of what a handler is given and gives back: for editors and type checkers.
 
-Owns the names `Context` and `Answer`, as protocols: what runs a handler has its own objects, which
-fit them. Nothing here does anything.
+Owns the names `Context`, `StatefulContext` and `Answer`, as protocols: what runs a handler has its
+own objects, which fit them. Nothing here does anything.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Protocol
 
-__all__ = ["Answer", "Context", "Log"]
+__all__ = ["Answer", "Checkpoints", "Context", "Log", "Pauses", "StatefulContext"]
 
 
 class Answer(Protocol):
@@ -122,4 +122,84 @@ class Context(Protocol):
         reason: str | None = None,
     ) -> Answer:
         """An answer that parks the execution for a time, until a time, or until an event."""
+        ...
+
+
+class Checkpoints(Protocol):
+    """`ctx.checkpoint`: named values that outlive the process and the machine's restarts."""
+
+    @property
+    def TooLarge(self) -> type[Exception]:
+        """What `save` raises when there is no room; left alone, it is the failure
+        CHECKPOINT_TOO_LARGE."""
+        ...
+
+    def save(self, data: Any, name: str = "default") -> None:
+        """Keep a JSON value or bytes under a name, in the place of what was there. Returns once it
+        is on disk."""
+
+    def load(self, name: str = "default", default: Any = None) -> Any:
+        """What was saved last under that name, by this process or one before it."""
+
+    def clear(self, name: str | None = None) -> None:
+        """Forget what is saved under a name, or everything."""
+
+    def names(self) -> list[str]:
+        """The names under which something is saved."""
+        ...
+
+
+class Pauses(Protocol):
+    """`ctx.pause`."""
+
+    @property
+    def by(self) -> str | None:
+        """What ended the last pause: "event", "hand" or "time"; None before there was one."""
+        ...
+
+    def wait(
+        self,
+        reason: str,
+        max_wait_ms: int | None = None,
+        event: str | None = None,
+        filter: Mapping[str, Any] | None = None,
+        checkpoint: Any = ...,
+    ) -> Any:
+        """Stop, and stop the bill, until the event, a hand or the time; returns the event's data,
+        None if there is none. `checkpoint` is saved as "default" in the same moment."""
+
+
+class StatefulContext(Context, Protocol):
+    """What a stateful handler is given: all of `Context`, and what lasts."""
+
+    @property
+    def checkpoint(self) -> Checkpoints:
+        """What is saved."""
+        ...
+
+    @property
+    def pause(self) -> Pauses:
+        """Waiting that costs nothing."""
+        ...
+
+    def progress(self, percent: float, message: object = None) -> None:
+        """Say how far it is, from 0 to 100; as often as one likes."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the execution was cancelled: the process is killed soon."""
+        ...
+
+    @property
+    def ttl_left_ms(self) -> int:
+        """How much active time is left before it is killed."""
+        ...
+
+    @property
+    def ttl_warned(self) -> bool:
+        """Whether the end of that time is near."""
+        ...
+
+    def extend_ttl(self, ms: int) -> int:
+        """Have more time, up to the manifest's hard ttl; returns what is left then."""
         ...

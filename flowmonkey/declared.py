@@ -179,8 +179,9 @@ class Handler:
             setattr(fresh, name, value)
         return fresh.execute(ctx)
 
-    def execute(self, ctx: Context) -> Any:
-        """Yours: do the work and return the output."""
+    def execute(self, ctx: Any) -> Any:
+        """Yours: do the work and return the output. `ctx` is a `Context`, or a `StatefulContext`
+        if the manifest says so."""
         raise NotImplementedError(f"{type(self).__name__} has no execute()")
 
 

@@ -9,7 +9,7 @@ test fails and says so.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,11 @@ def _trials() -> Iterator[dict[Path, Any]]:
 
 @pytest.fixture
 def handler_test(request: pytest.FixtureRequest, _trials: dict[Path, Any]) -> HandlerTest:
-    """`handler_test(input, config=…, context=…, secrets=…, folder=…)` → `Tested`.
+    """`handler_test(input, config=…, context=…, secrets=…, resumes=…, folder=…)` → `Tested`.
 
     The folder is the nearest one above the test that has a handler.json. Left out, the input is
     the declared test values; given, its properties go before them. `test_values=False` leaves
-    them out altogether.
+    them out altogether. `resumes` are what the pauses of a stateful handler end with.
     """
 
     def run(
@@ -85,6 +85,7 @@ def handler_test(request: pytest.FixtureRequest, _trials: dict[Path, Any]) -> Ha
         config: Mapping[str, Any] | None = None,
         context: Mapping[str, Any] | None = None,
         secrets: Mapping[str, str] | None = None,
+        resumes: Sequence[Any] = (),
         folder: str | Path | None = None,
         test_values: bool = True,
     ) -> Tested:
@@ -98,6 +99,7 @@ def handler_test(request: pytest.FixtureRequest, _trials: dict[Path, Any]) -> Ha
             config or {},
             context or {},
             secrets or {},
+            resumes,
         )
         lines: list[Logged] = []
         if place not in _trials:

@@ -190,13 +190,64 @@ export interface Context {
   wait(options?: WaitOptions): Answer;
 }
 
-/** A handler as a function: `exports.handle = …`. */
-export type HandlerFunction<I = any, O = unknown> = (
+/** `ctx.checkpoint`: named values that outlive the process and the machine's restarts. */
+export interface Checkpoints {
+  /** What `save` throws when there is no room; left alone, it is the failure
+   * CHECKPOINT_TOO_LARGE. */
+  readonly TooLarge: new (message: string) => Error;
+  /** Keep a JSON value or bytes under a name ("default"), in the place of what was there.
+   * Fulfilled once it is on disk. */
+  save(data: unknown, name?: string): Promise<void>;
+  /** What was saved last under that name, by this process or one before it; bytes as a Buffer. */
+  load<T = any>(name?: string): Promise<T | undefined>;
+  load<T = any>(name: string, otherwise: T): Promise<T>;
+  /** Forget what is saved under a name, or everything. */
+  clear(name?: string): Promise<void>;
+  /** The names under which something is saved. */
+  names(): string[];
+}
+
+export interface PauseOptions {
+  /** At most what the manifest says, and that unless given. */
+  readonly maxWaitMs?: number | null;
+  readonly event?: string | null;
+  readonly filter?: Readonly<Record<string, unknown>> | null;
+  /** Saved as "default" in the same moment. */
+  readonly checkpoint?: unknown;
+}
+
+/** `ctx.pause` */
+export interface Pauses {
+  /** What ended the last pause; null before there was one. */
+  readonly by: 'event' | 'hand' | 'time' | null;
+  /** Stop, and stop the bill, until the event, a hand or the time; fulfilled with the event's data,
+   * undefined if there is none. */
+  wait<T = any>(reason: string, options?: PauseOptions): Promise<T | undefined>;
+}
+
+/** What a stateful handler is given: all of `Context`, and what lasts. */
+export interface StatefulContext extends Context {
+  readonly checkpoint: Checkpoints;
+  readonly pause: Pauses;
+  /** Say how far it is, from 0 to 100; as often as one likes. */
+  progress(percent: number, message?: unknown): void;
+  /** Whether the execution was cancelled: the process is killed soon. */
+  readonly cancelled: boolean;
+  /** How much active time is left before it is killed. */
+  readonly ttlLeftMs: number;
+  /** Whether the end of that time is near. */
+  readonly ttlWarned: boolean;
+  /** Have more time, up to the manifest's hard ttl; fulfilled with what is left then. */
+  extendTtl(ms: number): Promise<number>;
+}
+
+/** A handler as a function: `exports.handle = …`; `C` is StatefulContext for a stateful one. */
+export type HandlerFunction<I = any, O = unknown, C extends Context = Context> = (
   input: I,
-  ctx: Context,
+  ctx: C,
 ) => O | Answer | void | Promise<O | Answer | void>;
 
-/** What a class handler has to have. */
+/** What a class handler has to have; `ctx` may be a StatefulContext. */
 export interface Executable {
   execute(ctx: Context): unknown;
 }

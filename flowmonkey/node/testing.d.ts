@@ -4,6 +4,8 @@ export interface TestOptions {
   readonly config?: Readonly<Record<string, unknown>>;
   readonly context?: Readonly<Record<string, unknown>>;
   readonly secrets?: Readonly<Record<string, string>>;
+  /** What the pauses of a stateful handler end with, the last one again and again. */
+  readonly resumes?: readonly unknown[];
   /** The handler's folder; else the nearest one above the working directory. */
   readonly folder?: string;
   /** Whether the declared test values are given where nothing else is; true unless said. */

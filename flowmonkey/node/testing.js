@@ -13,8 +13,8 @@ const OUTPUT_MAX_BYTES = 64 * 1024 * 1024;
 const FAILED = 1; // flowctl's exit code of a handler that failed: an answer like any other
 
 async function handlerTest(input, options = {}) {
-  const { config, context, secrets, folder = nearest(), testValues = true } = options;
-  const given = { input, config, context, secrets };
+  const { config, context, secrets, resumes, folder = nearest(), testValues = true } = options;
+  const given = { input, config, context, secrets, resumes };
   const args = ['handler', 'test', folder, '--given', '-', '-o', 'json'];
   if (!testValues) args.push('--no-test-values');
   const tested = JSON.parse(await flowctl(args, JSON.stringify(given)));

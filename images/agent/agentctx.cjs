@@ -209,7 +209,7 @@ class Pauses {
   #check(maxWaitMs) {
     if (!this.#maxMs) {
       const why = 'cannot pause: set execution.pause.enabled in handler.json';
-      throw new Refused('NOT_ALLOWED', why);
+      throw new Refused('PAUSE_NOT_ENABLED', why);
     }
     if (maxWaitMs === null) return;
     if (!isInteger(maxWaitMs) || maxWaitMs < 0 || maxWaitMs > this.#maxMs) {

@@ -218,7 +218,7 @@ class _Pauses:
     def _check(self, max_wait_ms: int | None) -> None:
         if not self._max_ms:
             raise Refused(
-                "NOT_ALLOWED", "cannot pause: set execution.pause.enabled in handler.json"
+                "PAUSE_NOT_ENABLED", "cannot pause: set execution.pause.enabled in handler.json"
             )
         if max_wait_ms is None:
             return

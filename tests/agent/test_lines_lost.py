@@ -174,7 +174,7 @@ async def test_a_pause_is_within_what_the_manifest_allows(start):
     assert (await (await start()).run("may_pause"))["output"] == ["cannot pause"] * 2
     error = (await (await start()).run("pauses", pause_max_ms=0))["error"]
     assert (error["code"], error["message"].partition("cannot pause")[1]) == (
-        "NOT_ALLOWED",
+        "PAUSE_NOT_ENABLED",
         "cannot pause",
     )
 

@@ -22,7 +22,6 @@ from flowctl.documents import bare_manifest, files_of, pack, refusals
 from flowctl.problems import NotReady, Rejected
 
 if TYPE_CHECKING:
-    from flowmonkeyd.documents.manifest import Manifest
     from flowmonkeyd.masking import Log, LogMask, Masks
     from sandbox import Call, Limits, LogLine, OnLog, Policy, PoolSettings, Reply
     from sandbox.once import Bench
@@ -334,7 +333,7 @@ def _call(place: Path, manifest: Any, given: Given, limits: Limits, policy: Poli
     )
 
 
-def _tried(manifest: Manifest) -> Manifest:
+def _tried(manifest: Any) -> Any:
     """As the sandbox runs it: a stateful handler, which may run for hours, for a minute."""
     from sandbox.model import WALL_MAX_MS
 

@@ -249,11 +249,7 @@ class Context {
     this.pause = new Pauses(line, task, this);
     this.checkpoint = new Checkpoints(line, task.checkpoint, this.pause);
     line.onResume = (pausedMs) => this.#clock.paused(pausedMs);
-    line.onTtl = (leftMs) => {
-      this.ttlWarned = true;
-      const what = 'save a checkpoint, extendTtl(), or end';
-      logs.add('log', 'warning', `${leftMs} ms of active time are left: ${what}`);
-    };
+    line.onTtl = () => (this.ttlWarned = true); // the daemon has it in the log
   }
 
   /** Whether the execution was cancelled: the process is killed soon. */

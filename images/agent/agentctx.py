@@ -290,7 +290,7 @@ class Context:
         self._clock = _Clock(task["ttl"])
         self.progress = _Progress(line, self._clock)
         self.pause.before = self.progress.flush
-        self._line, self._logs = line, logs
+        self._line = line
         self._context: Mapping[str, Any] | None = None
         self._updates: dict[str, Any] = {}
         self._emitted: list[tuple[str, Any]] = []
@@ -393,10 +393,8 @@ class Context:
         return {**answer, "updates": self._updates, "emitted": self._emitted}
 
     def _warn(self, left_ms: int) -> None:
-        """The line says that the time is nearly over."""
+        """The line says that the time is nearly over; the daemon has it in the log."""
         self.ttl_warned = True
-        text = f"{left_ms} ms of active time are left: save a checkpoint, extend_ttl(), or end"
-        self._logs.add("log", "warning", text, None, self._line.log_later)
 
 
 def _check(answer: dict[str, Any]) -> None:

@@ -149,7 +149,7 @@ class Jobs:
         return replace(finished, logs=[*lines.waiting, *finished.logs])
 
     def _plan(self, manifest: Manifest, stateful: Stateful, task: Task) -> JobPlan:
-        ttl_ms = task.step.timeout_ms or stateful.ttl_default_ms
+        ttl_ms = task.step.timeout_ms or manifest.timeout_ms
         return JobPlan(
             resources=stateful.resources,
             nanos_per_s=nanos(self._settings.billing.jobs.of(stateful.resources)),
@@ -277,9 +277,10 @@ class Jobs:
             return StepError("JOB_LOST", f"the container cannot be taken over: {exc}")
         attempt = await self._begun(of, instance)
         if job.resuming:
-            resume = job.resume
-            by, data = (resume.by, resume.data) if resume is not None else ("hand", None)
-            instance.agent.resume(by, data, job.last_pause_ms)
+            # After a pause by hand its handler does not know of, there is nothing to be given.
+            resume = None if job.paused_by_hand else job.resume
+            data = resume.data if resume is not None else None
+            instance.agent.resume(job.resuming, data, job.last_pause_ms)
         return attempt
 
     async def _fresh(self, of: _Stretch) -> Attempt:

@@ -12,9 +12,10 @@ from typing import Any
 from flowmonkeyd import __version__
 from flowmonkeyd.dispatcher import Dispatcher
 from flowmonkeyd.fleet import Fleet
+from flowmonkeyd.jobmodel import JobState
 from flowmonkeyd.model import ExecutionStatus
 from flowmonkeyd.stateless import Stateless
-from flowmonkeyd.store import Store, executions, tasks
+from flowmonkeyd.store import Store, executions, jobs, tasks
 from sandbox import Pool
 from sandbox.standins import described
 
@@ -76,8 +77,11 @@ class Vitals:
 
     async def metrics(self) -> str:
         """Prometheus text."""
-        counts, depth = await self._store.read(lambda c: (executions.counts(c), tasks.depth(c)))
-        return self._numbers.render(counts, depth)
+        counts, depth, by_state = await self._store.read(
+            lambda c: (executions.counts(c), tasks.depth(c), jobs.counts(c))
+        )
+        warm = self._fleet.pool.statistics() if self._fleet is not None else []
+        return self._numbers.render(counts, depth, by_state, warm)
 
     def _sandbox(self) -> dict[str, Any]:
         layers = self._pool.layers()
@@ -140,11 +144,26 @@ class _Numbers:
             ["state"],
         )
         self._executions = metrics.gauge("executions", "Executions by status", ["status"])
+        self._jobs = metrics.gauge("jobs", "Jobs of stateful handlers by status", ["status"])
+        self._warm = metrics.gauge(
+            "warm_containers", "Warm containers: ready now; hits, misses since the start", ["state"]
+        )
         self._queue = metrics.gauge(
             "queue_tasks", "Tasks by handler type, priority, state", ["type", "priority", "state"]
         )
 
-    def render(self, counts: dict[str, int], depth: list[dict[str, Any]]) -> str:
+    def render(
+        self,
+        counts: dict[str, int],
+        depth: list[dict[str, Any]],
+        jobs_by_state: dict[str, int],
+        warm: list[dict[str, Any]],
+    ) -> str:
+        for job_state in JobState:
+            self._jobs.labels(job_state.value).set(jobs_by_state.get(job_state.value, 0))
+        for found in ("hits", "misses"):
+            self._warm.labels(found).set(sum(row[found] for row in warm))
+        self._warm.labels("ready").set(sum(row["size"] for row in warm))
         for status in ExecutionStatus:
             self._executions.labels(status.value).set(counts.get(status.value, 0))
         pool = self._pool.statistics()

@@ -138,7 +138,7 @@ EXCEPTIONS = {
     ("sandbox/trial/attempts.py", "__all__"): "a handler package: the runner finds its entry",
     ("tests/api/flowctl_server.py", "threading.Thread"): "flowctl is synchronous, so is its peer",
     ("tests/api/test_flowctl_client.py", "threading.Thread"): "the client is synchronous",
-    ("tests/stateful/test_jobs_secrets.py", "threading.Thread"): "the server of a synchronous test",
+    ("tests/stateful/test_jobs_network.py", "threading.Thread"): "the server of a synchronous test",
 }
 # Modules nobody imports because somebody else starts them; a name in a string counts as well.
 STARTED = {

@@ -22,6 +22,7 @@ from flowmonkeyd.store.store import Tx
 __all__ = [
     "Page",
     "Shown",
+    "counts",
     "get",
     "heard",
     "insert",
@@ -180,6 +181,12 @@ def heard(tx: Tx, key: int) -> None:
 def move(tx: Tx, key: int, visit: int) -> None:
     """The job goes on as that of another visit of its step."""
     tx.execute("UPDATE jobs SET visit = ? WHERE key = ?", (visit, key))
+
+
+def counts(conn: sqlite3.Connection) -> dict[str, int]:
+    """How many jobs there are, by state."""
+    rows = conn.execute("SELECT state, count(*) FROM jobs GROUP BY state LIMIT 10")
+    return dict(rows.fetchall())
 
 
 def instances(source: Source) -> dict[str, tuple[int, JobState]]:

@@ -42,6 +42,7 @@ ALLOWED = {
     "SELECT DISTINCT digest FROM handlers": "which packages to keep, when they are swept",
     "SELECT 1 FROM handlers WHERE stateful": "once at each start, to the first one",
     "SELECT status, count(*)": "metrics, when asked: a walk over one small index",
+    "SELECT state, count(*)": "metrics, when asked: a walk over one small index",
     "ORDER BY e.key DESC LIMIT :limit": "a page walks down from the newest and stops at LIMIT",
     "ORDER BY j.key DESC LIMIT :limit": "a page walks down from the newest and stops at LIMIT",
     "GROUP BY 1 ORDER BY 3 DESC": "a bill adds up all of the time it is asked for",
@@ -138,6 +139,7 @@ async def every_verb(fm):
         catalog.digests,
         catalog.has_stateful,
         executions.counts,
+        jobs.counts,
         tasks.depth,
     ):
         await fm.store.read(read)

@@ -251,13 +251,10 @@ class Builder:
 
     async def prune(self) -> tuple[list[str], int]:
         """Remove every image that nothing uses now and no pin keeps: (names, bytes)."""
-        before = await asyncio.to_thread(records.stored_bytes, self._root)
-        removed = []
-        for row in await self._removable():
-            if await self._remove(row):
-                removed.append(row.name)
-        after = await asyncio.to_thread(records.stored_bytes, self._root)
-        return removed, before - after
+        before = await self._stored()
+        await self._remove_stale()
+        removed = [row.name for row in await self._removable() if await self._remove(row)]
+        return removed, before - await self._stored()
 
     # --- asking ----------------------------------------------------------------------------------
 
@@ -320,16 +317,20 @@ class Builder:
         """Run `images.build`; whether it did what it was asked."""
         stores = [word for store in self._stores for word in ("--store", str(store))]
         command = [*DIES_WITH_US, sys.executable, "-m", "images.build", "--root", str(self._root)]
-        child = await asyncio.create_subprocess_exec(
-            *command,
-            *stores,
-            *words,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            cwd=Path(images.__path__[0]).parent,
-            limit=LINE_BYTES,
-        )
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *command,
+                *stores,
+                *words,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                cwd=Path(images.__path__[0]).parent,
+                limit=LINE_BYTES,
+            )
+        except OSError as exc:  # no process can be had
+            say(f"cannot build: {exc}")
+            return False
         assert child.stdout is not None
         try:
             async with asyncio.timeout(BUILD_S_MAX):
@@ -387,13 +388,29 @@ class Builder:
     # --- keeping within the bound ----------------------------------------------------------------
 
     async def _keep_within(self) -> None:
-        if not self._bytes_max:
+        if not self._bytes_max or await self._stored() <= self._bytes_max:
             return
+        await self._remove_stale()
         for row in await self._removable():
-            stored = await asyncio.to_thread(records.stored_bytes, self._root)
-            if stored <= self._bytes_max:
+            if await self._stored() <= self._bytes_max:
                 return
             await self._remove(row)
+
+    async def _stored(self) -> int:
+        return await asyncio.to_thread(records.stored_bytes, self._root)
+
+    async def _remove_stale(self) -> None:
+        """Remove our own images in whose place newer ones came."""
+        rows = await self._store.read(table.every)
+        for image_id in await asyncio.to_thread(self._stale, {row.image_id for row in rows}):
+            await self._run(["remove", image_id], lambda _: None)
+
+    def _stale(self, recorded: Collection[str | None]) -> list[str]:
+        made = [records.made_by(self._roots, digest(plan(name))) for name in RUNTIMES]
+        made += [records.made_by(self._roots, recipe) for recipe in self._recipes.values()]
+        needed = {*recorded, *(one.id for one in made if one is not None)}
+        own = self._own().values()
+        return [one.id for one in own if records.RECIPE in one.labels and one.id not in needed]
 
     async def _removable(self) -> list[ImageRow]:
         """What nothing uses now and no pin keeps: handlers before runtimes, which other images

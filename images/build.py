@@ -86,6 +86,7 @@ class Builder:
             parent = self._stage(RUNTIMES[one.parent]) if one.parent else None
             say(f"{one.name}: {one.summary}")
             image = self._layer(one, made, parent)
+            self._storage.built(digest(made))
             say(f"{one.name}: {image}")
         return image
 

@@ -48,10 +48,10 @@ class Image:
 
 def images(roots: Sequence[Path]) -> list[Image]:
     """All images of these roots, the first root's first; what is not whole is left out."""
-    layers = {one["id"]: one for root in roots for one in _records(root, "layers")}
+    records, layers = _both(roots)
     found = []
-    for root in roots:
-        for record in _records(root, "images"):
+    for root, listed in records:
+        for record in listed:
             config = _config(root, record["id"])
             chain = _chain(layers, record.get("layer", ""))
             if config is None or not chain:
@@ -83,9 +83,9 @@ def intact(roots: Sequence[Path], image_id: str) -> bool:
 
     The digests of the layers are those that the storage wrote down, not of their files now.
     """
-    layers = {one["id"]: one for root in roots for one in _records(root, "layers")}
-    for root in roots:
-        for record in _records(root, "images"):
+    records, layers = _both(roots)
+    for root, listed in records:
+        for record in listed:
             if record["id"] != image_id:
                 continue
             config = _config(root, image_id)
@@ -94,6 +94,16 @@ def intact(roots: Sequence[Path], image_id: str) -> bool:
             chain = [layer.get("diff-digest") for layer in _chain(layers, record.get("layer", ""))]
             return bool(chain[::-1] == config["rootfs"]["diff_ids"])
     return False
+
+
+_Records = list[dict[str, Any]]
+
+
+def _both(roots: Sequence[Path]) -> tuple[list[tuple[Path, _Records]], dict[str, dict[str, Any]]]:
+    """The records of images by root, then those of layers by id: in this order, for an image is
+    written down after its layers and removed before them."""
+    listed = [(root, _records(root, "images")) for root in roots]
+    return listed, {one["id"]: one for root in roots for one in _records(root, "layers")}
 
 
 def _instant_ms(text: str) -> int:
@@ -106,10 +116,10 @@ def _instant_ms(text: str) -> int:
     return int(seconds) * 1000 + int((fraction + "000")[:3] or 0)
 
 
-def _records(root: Path, kind: str) -> list[dict[str, Any]]:
+def _records(root: Path, kind: str) -> _Records:
     try:
         read = json.loads((root / f"overlay-{kind}" / f"{kind}.json").read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # a killed writer may leave half of one
         return []
     assert isinstance(read, list)
     return read

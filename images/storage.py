@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +72,7 @@ class Storage:
     def __init__(self, root: Path, stores: Sequence[Path]) -> None:
         self.root, self.stores = root, tuple(stores)
         self._own = root / "flowmonkey"
+        self._times = self._own / "built.json"
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -97,7 +99,7 @@ class Storage:
         those made since then."""
         roots = (self.root, *self.stores)
         made = records.made_by(roots, recipe)
-        if made is not None and made.made_ms >= since_ms:
+        if made is not None and max(made.made_ms, self._built().get(recipe, 0)) >= since_ms:
             return made.id
         brought = records.brought(roots, name)
         return brought.id if brought is not None else None
@@ -135,16 +137,26 @@ class Storage:
             *(container, name),
         ).strip()
 
-    def remove(self, images: Sequence[str]) -> list[str]:
-        """Remove images by id; those that a container or another image needs stay."""
-        removed = []
+    def built(self, recipe: str) -> None:
+        """This recipe was followed now. If the image is the one that was there, it has kept its
+        time."""
+        times = {**self._built(), recipe: int(time.time() * 1000)}
+        new = self._times.with_suffix(".new")
+        new.write_text(json.dumps(times))
+        new.rename(self._times)
+
+    def _built(self) -> dict[str, int]:
+        try:
+            read = json.loads(self._times.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return {}
+        assert isinstance(read, dict)
+        return read
+
+    def remove(self, images: Sequence[str]) -> None:
+        """Remove images by id, in this order, until one that a container needs."""
         for image in images:
-            try:
-                _buildah("rmi", image)
-            except BuildError:
-                continue
-            removed.append(image)
-        return removed
+            _buildah("rmi", image)
 
     def _configure(self, scratch: Path) -> None:
         policy, config = self._own / "policy.json", self._own / "storage.conf"

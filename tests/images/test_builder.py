@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import time
 
 import pytest
 
@@ -198,3 +199,41 @@ async def test_what_a_build_prints_can_be_read_along_and_later(bench):
         assert lines[-1] == {"state": "ready", "imageId": image_id}
         assert lines[:-1] == [{"line": f"{handler_name(package)}: {image_id}"}]
         assert [json.loads(line) async for line in one.builder.follow(package)] == lines
+
+
+async def test_an_image_built_anew_takes_the_place_of_the_old_one(bench):
+    """As after updates in the archives: same recipe, made later."""
+    async with bench() as one:
+        package = await one.publish()
+        first = await one.builder.image_for(package)
+        before = own(one)[first].made_ms
+        one.fm.advance(int(time.time() * 1000) - one.fm.clock.now_ms())
+        await one.builder.want("handler", [package], "python311", again=True)
+        assert await one.builder.image_for(package) == first  # the same files, the same image
+        assert own(one)[first].made_ms >= before
+        assert one.builder.builds == 2
+
+
+async def test_prune_removes_images_whose_place_others_took(bench):
+    async with bench() as one:
+        kept, stale = await one.publish("kept"), await one.publish("stale")
+        ids = [await one.builder.image_for(package) for package in (kept, stale)]
+        await one.fm.engine.apply_flow(doc(step("s", "acme/kept")))
+        await one.fm.engine.submit(NewExecution("f"))
+        row = await row_of(one, stale)
+        await one.fm.store.write(lambda tx: table.absent(tx, row.key, row.image_id))
+        assert set(own(one)) == set(ids)
+        assert (await one.builder.prune())[0] == []
+        assert set(own(one)) == {ids[0]}
+
+
+async def test_records_that_are_half_written_are_no_images_and_no_error(bench):
+    async with bench() as one:
+        package = await one.publish()
+        image_id = await one.builder.image_for(package)
+        listed = one.root / "overlay-images/images.json"
+        whole = listed.read_bytes()
+        listed.write_bytes(whole[: len(whole) // 2])
+        assert own(one) == {}
+        listed.write_bytes(whole)
+        assert set(own(one)) == {image_id}

@@ -6,15 +6,15 @@ from typing import Any
 
 import click
 
-from flowctl.options import Leaf, Session
+from flowctl.options import Leaf, Session, moment
 from flowctl.output import Column
 
 __all__ = ["billing"]
 
 
 @click.command(cls=Leaf)
-@click.option("--since", metavar="TIME", help="From this RFC 3339 time on.")
-@click.option("--until", metavar="TIME", help="Before this RFC 3339 time.")
+@click.option("--since", metavar="TIME", help="From then on: RFC 3339, a date, or 30m, 2h, 7d ago.")
+@click.option("--until", metavar="TIME", help="Before then, likewise.")
 @click.option(
     "--group-by",
     type=click.Choice(["handler", "flow", "tenant", "day"]),
@@ -30,9 +30,14 @@ def billing(
 
     \b
     Example:
-      flowctl billing --group-by day --since 2026-01-01T00:00:00Z
+      flowctl billing --group-by day --since 2026-01-01
     """
-    query = {"groupBy": group_by, "since": since, "until": until, "tenant": tenant}
+    query = {
+        "groupBy": group_by,
+        "since": moment(since, "--since"),
+        "until": moment(until, "--until"),
+        "tenant": tenant,
+    }
     asked = {name: value for name, value in query.items() if value is not None}
     answer = session.client().get("/v1/billing", asked)
     columns: tuple[Column, ...] = (

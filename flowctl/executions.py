@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from flowctl.client import segment
-from flowctl.options import Noun, Session, given, json_option, limit_option, live_ids
+from flowctl.options import Noun, Session, given, json_option, limit_option, live_ids, moment
 from flowctl.output import Column, Output, cell, duration
 
 __all__ = ["execution"]
@@ -57,7 +57,11 @@ def execution() -> None:
     "--flow", metavar="FLOW[@V]", help="Only those of a flow.", shell_complete=live_ids("/v1/flows")
 )
 @click.option("--tenant", metavar="T", help="Only those of a tenant.")
-@click.option("--since", metavar="TIME", help="Only those created since: RFC 3339, or 30m, 2h, 7d.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    help="Only those created since: RFC 3339, a date, or 30m, 2h, 7d ago.",
+)
 @limit_option
 @click.pass_obj
 def list_(
@@ -74,7 +78,7 @@ def list_(
     Example:
       flowctl execution list --flow order --status failed --since 2h
     """
-    params = {"status": status, "flow": flow, "tenant": tenant, "since": _since(since)}
+    params = {"status": status, "flow": flow, "tenant": tenant, "since": moment(since, "--since")}
     listing = session.client().pages("/v1/executions", params, limit)
     session.output.listing(listing, LIST)
     if listing.next_cursor and session.output.form == "table":
@@ -209,20 +213,6 @@ def _act(session: Session, id_: str, verb: str, body: Fields) -> None:
 
 def _path(id_: str) -> str:
     return f"/v1/executions/{segment(id_)}"
-
-
-def _since(text: str | None) -> str | None:
-    """A span like `30m` becomes that long ago; anything else goes to the daemon as it is."""
-    seconds = {"s": 1, "m": 60, "h": 3600, "d": 86_400}.get(text[-1:]) if text else None
-    if text is None or seconds is None or not text[:-1].isdecimal():
-        return text
-    from datetime import UTC, datetime, timedelta
-
-    try:
-        past = datetime.now(UTC) - timedelta(seconds=int(text[:-1]) * seconds)
-    except OverflowError:
-        raise click.BadParameter(f"{text} is too long ago", param_hint="'--since'") from None
-    return past.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _try(attempt: Any) -> Any:

@@ -30,6 +30,7 @@ __all__ = [
     "json_value",
     "limit_option",
     "live_ids",
+    "moment",
 ]
 
 FORMS = ("table", "json", "yaml")
@@ -190,6 +191,27 @@ def given(fields: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in fields.items()
         if value is not None
     }
+
+
+def moment(text: str | None, option: str) -> str | None:
+    """A time as the API takes it: a span such as `30m` is that long ago, a date its first moment
+    (UTC); anything else goes to the daemon as it is."""
+    from datetime import UTC, date, datetime, timedelta
+
+    if text is None:
+        return None
+    try:
+        return f"{date.fromisoformat(text)}T00:00:00Z"
+    except ValueError:
+        pass
+    seconds = {"s": 1, "m": 60, "h": 3600, "d": 86_400}.get(text[-1:])
+    if seconds is None or not text[:-1].isdecimal():
+        return text
+    try:
+        past = datetime.now(UTC) - timedelta(seconds=int(text[:-1]) * seconds)
+    except OverflowError:
+        raise click.BadParameter(f"{text} is too long ago", param_hint=f"'{option}'") from None
+    return past.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def json_value(value: str, mapping: bool) -> Any:

@@ -412,6 +412,15 @@ def test_since_takes_a_span(daemon):
     assert request.path.endswith("Z&limit=100")
 
 
+def test_a_date_is_its_first_moment(daemon):
+    flowctl("execution", "list", "--since", "2026-01-31")
+    flowctl("billing", "--since", "2026-01-31", "--until", "20260201T08:00:00Z")
+    listed, billed = daemon.requests
+    assert "since=2026-01-31T00%3A00%3A00Z" in listed.path
+    assert "since=2026-01-31T00%3A00%3A00Z" in billed.path
+    assert "until=20260201T08%3A00%3A00Z" in billed.path  # as it is
+
+
 def test_logs_follow_prints_lines_as_they_come(daemon):
     path = "/v1/executions/01abc/logs?follow=true"
     lines = [json.dumps(item).encode() + b"\n" for item in LOGS["items"]]

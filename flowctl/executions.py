@@ -60,7 +60,7 @@ def execution() -> None:
 @click.option(
     "--since",
     metavar="TIME",
-    help="Only those created since: RFC 3339, a date, or 30m, 2h, 7d ago.",
+    help="Only those since: RFC 3339, a date, or 30m, 2h, 7d ago.",
 )
 @limit_option
 @click.pass_obj

@@ -157,11 +157,6 @@ class Line {
     return this.#attempt > 0;
   }
 
-  /** What waits for an answer: by seq, and by ask. */
-  get questions() {
-    return [[...this.#open.keys()], [...this.#asked.keys()]];
-  }
-
   /** What keeps the process: before there is a task the line does, from then on open questions. */
   #hold() {
     const isHeld = !this.#attempt || this.#waiting > 0;
@@ -408,6 +403,8 @@ function head(length, kind) {
   return bytes;
 }
 
+const framed = (message) => frame(stringify(message));
+
 function frame(text) {
   const size = Buffer.byteLength(text);
   const bytes = Buffer.allocUnsafe(5 + size);
@@ -439,4 +436,4 @@ function writeAll(fd, bytes) {
   }
 }
 
-module.exports = { Line };
+module.exports = { Frames, Line, framed };

@@ -1,57 +1,67 @@
 'use strict';
-// A task of our own, run before there is one: functions are compiled when they are first called,
-// which took three quarters of the first task's time. There is no daemon yet: a line of its own
-// answers at once.
+// Tasks of our own, run before there is one: functions are compiled when they are first called,
+// which took three quarters of the first task's time. The daemon is played by this very process,
+// over a socket without a name in any folder (unix(7), abstract), so that nothing is left out.
 
-const { Line } = require('./agentline.cjs');
+const net = require('net');
+
+const { Frames, Line, framed } = require('./agentline.cjs');
 const { Logs } = require('./agentlogs.cjs');
 const { Run } = require('./agentrun.cjs');
 
 const ROUNDS = 10;
 
-/** A line whose daemon grants everything. */
-class Echo extends Line {
-  write(frames, remember) {
-    remember?.();
-    const [seqs, asks] = this.questions;
-    for (const seq of seqs) this.take(framed({ type: 'ok', seq }));
-    for (const ask of asks) {
-      this.take(framed({ type: 'context', ask, size: 2 }));
-      this.take(Buffer.from('\0\0\0\x03B{}', 'latin1'));
-    }
-    return true;
-  }
-
+/** A line without a guard; what blocks while it waits for an answer is answered at once. */
+class Quiet extends Line {
   watch() {}
-}
 
-function framed(message) {
-  const body = Buffer.from(JSON.stringify(message));
-  const bytes = Buffer.alloc(5 + body.length);
-  bytes.writeUInt32BE(1 + body.length, 0);
-  bytes[4] = 0x4a; // J
-  body.copy(bytes, 5);
-  return bytes;
+  fetchSync() {
+    return [{}, Buffer.from('{}')];
+  }
 }
 
 /** Run agentwarm.cjs as if it were a task, until there is one. */
-async function rehearse(isOver) {
-  for (let n = 0; n < ROUNDS; n++) {
-    await new Promise((done) => {
-      const line = new Echo('', 'rehearsal');
-      const logs = new Logs(line);
-      const run = new Run(line, logs, done);
-      line.onTask = (task) => {
-        logs.begin();
-        line.begin(task);
-        run.execute(task);
-      };
-      line.take(framed(task()));
-    });
-    delete require.cache[require.resolve('./agentwarm.cjs')];
-    if (isOver()) return;
-    process.argv.length = 1;
-  }
+function rehearse(isOver) {
+  const path = `\0flowmonkey-rehearsal-${process.pid}`;
+  const server = net.createServer(grant);
+  server.on('error', () => {}); // then it is not rehearsed
+  server.listen({ path }, async () => {
+    for (let n = 0; n < ROUNDS && !isOver(); n++) {
+      await play(path);
+      delete require.cache[require.resolve('./agentwarm.cjs')];
+    }
+    server.close();
+    if (!isOver()) process.argv.length = 1;
+  });
+}
+
+function play(path) {
+  return new Promise((done) => {
+    const line = new Quiet(path, 'rehearsal');
+    const logs = new Logs(line);
+    const run = new Run(line, logs, done);
+    line.onTask = (task) => {
+      logs.begin();
+      line.begin(task);
+      run.execute(task);
+    };
+    line.open();
+  });
+}
+
+/** A daemon that grants everything, and goes after the result. */
+function grant(socket) {
+  const frames = new Frames();
+  socket.on('error', () => {});
+  socket.on('data', (bytes) => {
+    for (const [message] of frames.feed(bytes)) {
+      const { type, seq } = message;
+      if (type === 'hello') socket.write(framed({ type: 'ping', n: 1 }));
+      else if (type === 'pong') socket.write(framed(task()));
+      else if (seq) socket.write(framed({ type: 'ok', seq }));
+      if (type === 'result') socket.end();
+    }
+  });
 }
 
 function task() {

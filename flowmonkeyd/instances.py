@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from flowmonkeyd.agents import Agent, Unanswered
 from flowmonkeyd.agentwire import ProtocolError
@@ -24,8 +24,9 @@ from flowmonkeyd.containermodel import Container, ContainerError, Exit, Found, S
 from flowmonkeyd.containers import Containers
 from flowmonkeyd.warm import Kind
 from sandbox.confine import LayerFailed
-from sandbox.egress.container import open_gateway
-from sandbox.egress.gateway import Gateway, Visit
+
+if TYPE_CHECKING:
+    from sandbox.egress.gateway import Gateway, Visit
 
 __all__ = ["APP", "SPECIALISED", "Instance", "Instances"]
 
@@ -200,6 +201,8 @@ class Instances:
             pidfd = self._containers.pidfd(container)
         except KeyError:
             raise LayerFailed("network", "the container has ended") from None
+        from sandbox.egress.container import open_gateway  # its libraries are for who has a network
+
         return await open_gateway(pidfd, self._ports)
 
     async def adopt(self, found: Found, blob_max_bytes: int) -> Instance:

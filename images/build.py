@@ -107,6 +107,8 @@ class Builder:
             if made.npm:
                 versions |= archives.modules(run, root, made.npm, storage.scratch())
             versions |= archives.debian_versions(run, root)
+            for path, text in made.files:
+                (root / path.lstrip("/")).write_text(text)
             for folder in made.folders:
                 (root / folder.lstrip("/")).mkdir(parents=True, exist_ok=True)
             _compile(root, made.compiled)
@@ -116,7 +118,7 @@ class Builder:
                 "flowmonkey.recipe": digest(made),
                 "flowmonkey.versions": json.dumps(versions, sort_keys=True),
             }
-            return storage.commit(container, stage_name(one.name), labels, made.environment)
+            return storage.commit(container, stage_name(one.name), labels)
 
     def _with_agent(self, one: Runtime, stage: str, recipe: str) -> str:
         storage, name = self._storage, image_name(one.name)

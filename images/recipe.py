@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -80,7 +81,7 @@ class Plan:
     npm: tuple[str, ...]
     compiled: tuple[str, ...]  # folders whose Python files get bytecode, after everything else
     folders: tuple[str, ...]
-    environment: tuple[tuple[str, str], ...]
+    files: tuple[tuple[str, str], ...]
     epoch: int
     revision: int
     above: str | None  # digest of the parent's plan
@@ -102,7 +103,7 @@ def plan(name: str) -> Plan:
         # compile its own library at every start. unchecked-hash does not look at the times.
         compiled=("/usr/lib/python3", "/usr/lib/python3.11") if "python3" in one.debian else (),
         folders=(APP, AGENT, "/run/flowmonkey") if is_base else (),
-        environment=one.environment,
+        files=one.files,
         epoch=EPOCH,
         revision=REVISION,
         above=digest(plan(one.parent)) if one.parent else None,
@@ -164,7 +165,6 @@ def containerfile(name: str) -> str:
         else f"docker.io/library/debian:{SUITE}-slim"
     )
     lines.append(f"FROM {origin}")
-    lines += [f'ENV {key}="{value}"' for key, value in one.environment]
     made = plan(name)
     if made.debian:
         lines += [
@@ -176,6 +176,8 @@ def containerfile(name: str) -> str:
         lines.append("COPY --from=node /usr/local/bin/node /usr/bin/node")
     if one.npm:
         lines.append("COPY --from=npm /made/node_modules /node_modules")
+    for path, text in made.files:
+        lines.append(f"RUN printf %s {shlex.quote(text.rstrip())} > {path}")
     if made.compiled:
         lines.append(
             "RUN python3 -m compileall -q -f --invalidation-mode unchecked-hash "

@@ -37,7 +37,8 @@ class Runtime:
     debian: tuple[str, ...] = ()  # packages beside the parent's
     npm: tuple[str, ...] = ()  # put into /node_modules, where every handler in Node finds them
     node: str | None = None  # range of Node versions, when this image brings the program
-    environment: tuple[tuple[str, str], ...] = ()
+    # Text files: (path, content). No variables of the environment: containers get none of them.
+    files: tuple[tuple[str, str], ...] = ()
     provides: tuple[str, ...] = ()  # what choose.py looks for
 
 
@@ -84,9 +85,12 @@ RUNTIMES: dict[str, Runtime] = {
             languages=("node",),
             debian=("chromium", "fonts-liberation"),
             npm=("puppeteer@24.31.0",),
-            environment=(
-                ("PUPPETEER_EXECUTABLE_PATH", "/usr/bin/chromium"),
-                ("PUPPETEER_SKIP_DOWNLOAD", "true"),
+            # Looked for from the working folder upwards, https://pptr.dev/guides/configuration
+            files=(
+                (
+                    "/.puppeteerrc.json",
+                    '{"executablePath": "/usr/bin/chromium", "skipDownload": true}\n',
+                ),
             ),
             provides=("puppeteer",),
         ),

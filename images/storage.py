@@ -119,17 +119,9 @@ class Storage:
         finally:
             _buildah("rm", name)
 
-    def commit(
-        self,
-        container: str,
-        name: str,
-        labels: Mapping[str, str],
-        environment: Sequence[tuple[str, str]] = (),
-    ) -> str:
+    def commit(self, container: str, name: str, labels: Mapping[str, str]) -> str:
         """Make an image of the working container and give it the name; returns its id."""
         words = [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
-        for key, value in environment:
-            words += ["--env", f"{key}={value}"]
         _buildah("config", *words, container)
         return _buildah(
             *("commit", "--quiet", "--timestamp", str(EPOCH), "--omit-history"),

@@ -84,8 +84,7 @@ def enter(shared, tmp_path_factory):
 
             def inside(*argv):
                 own = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
-                only = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp"}
-                only |= dict(RUNTIMES[name].environment)
+                only = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}  # for the shell and chroot
                 return run(*own, "sh", "-euc", CHROOT, "sh", root, *argv, env=only)
 
             yield Path(root), inside

@@ -66,6 +66,8 @@ class Line:
         self.each_tick: Callable[[], None] = lambda: None
         self.inputs: dict[int, Callable[[], None]] = {}  # other descriptors that its thread reads
         self.is_cancelled = False
+        self.console = 2  # where a fault of ours is told
+        self._is_left = False
         self._path, self._instance, self._runtime = path, instance, runtime
         self._attempt = 0
         self._task: _Message | None = None
@@ -120,6 +122,7 @@ class Line:
     def ask(self, message: _Message, blob: bytes | None = None) -> _Message:
         """Ask what has to last, one at a time, and wait for its answer; after a pause that is the
         resumption."""
+        self._refuse_children()
         with self._asking:
             with self._sending:
                 message["seq"] = seq = self._seq + 1
@@ -131,6 +134,7 @@ class Line:
 
     def fetch(self, message: _Message) -> tuple[_Message, bytes]:
         """Ask for something, and wait for it and its bytes."""
+        self._refuse_children()
         with self._asking:
             with self._sending:
                 self._asks = number = self._asks + 1
@@ -139,6 +143,10 @@ class Line:
                 self._write_all(question.frames)
             question.wait()
             return question.answer, question.blob
+
+    def _refuse_children(self) -> None:
+        if self._is_left:
+            raise RuntimeError("cannot reach the daemon from a forked child: its parent can")
 
     # -- out -----------------------------------------------------------------------------------
 
@@ -197,8 +205,11 @@ class Line:
         try:
             while True:
                 self._step()
-        finally:
-            os._exit(1)  # a fault of ours; the daemon sees the end and starts another one
+        except BaseException:  # a fault of ours; the daemon sees the end and starts another one
+            import traceback
+
+            os.write(self.console, traceback.format_exc().encode("utf-8", "replace"))
+            os._exit(1)
 
     def _step(self) -> None:
         """Wait for something to do, and do it."""
@@ -211,7 +222,7 @@ class Line:
             poll.register(fd, select.POLLIN)
         for fd, events in poll.poll(self._patience_ms()):
             if fd in self.inputs:
-                self.inputs[fd]()
+                self._hear(fd, events)
             elif events & ~select.POLLOUT:
                 self._read()
         if self._heartbeat_s:
@@ -239,8 +250,17 @@ class Line:
             return
         with self._sending:
             self._is_up = False
-            self._socket.close()
+            try:
+                self._socket.close()
+            except OSError:
+                pass  # the handler did
             self._socket = None
+
+    def _hear(self, fd: int, events: int) -> None:
+        if events & select.POLLNVAL:
+            del self.inputs[fd]  # the handler has closed it
+        else:
+            self.inputs[fd]()
 
     def _connect(self) -> None:
         """Connect, say who this is, and ask again what was not answered."""
@@ -277,8 +297,8 @@ class Line:
             poll.register(fd, select.POLLIN)
         end = time.monotonic() + for_s
         while (left_s := end - time.monotonic()) > 0:
-            for fd, _ in poll.poll(1000 * left_s):
-                self.inputs[fd]()
+            for fd, events in poll.poll(1000 * left_s):
+                self._hear(fd, events)
 
     def _hello(self) -> _Message:
         state = "paused" if self._paused else "running" if self._attempt else "idle"
@@ -332,6 +352,7 @@ class Line:
 
     def _leave(self) -> None:
         """In a forked child of the handler: the line belongs to its parent."""
+        self._is_left = True
         self._is_up = False
         if self._socket is not None:
             self._socket.close()

@@ -47,6 +47,7 @@ class Logs:
 
     def install(self) -> None:
         """Take what is printed; done ahead, because it takes a third of a short task's time."""
+        self._line.console = os.dup(2)
         for fd, stream in ((1, "stdout"), (2, "stderr")):
             own = _Lines(self, stream, fd)
             file = io.TextIOWrapper(io.BufferedWriter(own), "utf-8", "backslashreplace")
@@ -162,8 +163,8 @@ class _Lines(io.RawIOBase):
             try:
                 while data := os.read(self._fd, READ_BYTES):
                     self.write(data)
-            except BlockingIOError:
-                pass
+            except OSError:
+                pass  # there is no more, or the handler has closed it
 
     def finish(self) -> None:
         """Send what has no newline yet."""

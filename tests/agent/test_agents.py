@@ -228,3 +228,17 @@ async def test_an_es_module_is_a_handler(start):
     one = await start()
     answer = await one.run("handle", 1, entrypoint="module.mjs:handle")
     assert answer["output"] == {"module": 1}
+
+
+@pytest.mark.parametrize("language", ["python"], indirect=True)
+async def test_a_forked_child_is_not_the_handler(start):
+    keeper = Keeper()
+    assert (await (await start()).run("forks", keeper=keeper))["output"] == [9, 1]
+    assert keeper.seqs == [1]
+
+
+@pytest.mark.parametrize("language", ["python"], indirect=True)
+async def test_a_handler_that_closes_all_descriptors_is_heard_again(start):
+    keeper = Keeper()
+    assert (await (await start()).run("closes", keeper=keeper))["output"] == "closed"
+    assert keeper.seqs == [1]

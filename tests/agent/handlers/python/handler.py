@@ -222,3 +222,27 @@ def may_pause(input, ctx):
         except ValueError as exc:
             caught.append(str(exc)[:12])
     return caught
+
+
+def forks(input, ctx):
+    """Children that ask, and that return as if they were the handler."""
+    codes = []
+    for does in ("asks", "returns"):
+        pid = os.fork()
+        if pid == 0:
+            if does == "returns":
+                return "from the child"
+            try:
+                ctx.checkpoint.save(1)
+            except RuntimeError:
+                os._exit(9)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    ctx.checkpoint.save(2)
+    return codes
+
+
+def closes(input, ctx):
+    """As what makes a daemon of itself does."""
+    os.closerange(3, 256)
+    ctx.checkpoint.save(3)
+    return "closed"

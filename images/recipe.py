@@ -159,11 +159,7 @@ def containerfile(name: str) -> str:
             "WORKDIR /made",
             f"RUN npm install --ignore-scripts --no-audit --no-fund {' '.join(one.npm)}",
         ]
-    origin = (
-        f"flowmonkey/runtime-{one.parent}"
-        if one.parent
-        else f"docker.io/library/debian:{SUITE}-slim"
-    )
+    origin = image_name(one.parent) if one.parent else f"docker.io/library/debian:{SUITE}-slim"
     lines.append(f"FROM {origin}")
     made = plan(name)
     if made.debian:

@@ -87,7 +87,13 @@ def run_folder(chosen: str, install: str) -> Path:
     as sockets are made below it."""
     if chosen:
         return Path(chosen)
-    top = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", f"/tmp/{os.getuid()}")
+    if os.geteuid() == 0:
+        top = "/run"
+    else:
+        # The second: systemd.exec(5), RuntimeDirectory= of a unit with User=. Never /tmp, where
+        # anybody could have made the folder before.
+        given = (os.environ.get(name) for name in ("XDG_RUNTIME_DIR", "RUNTIME_DIRECTORY"))
+        top = next((one for one in given if one), f"/run/user/{os.getuid()}")
     return Path(top) / f"flowmonkey-{install}"
 
 

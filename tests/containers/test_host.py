@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from flowmonkeyd.confinement import LAYERS, cgroup_version
 from flowmonkeyd.containers import ContainerError, Containers, Spec, installation, run_folder
+from flowmonkeyd.podman.creation import NO_PROGRAM
 from flowmonkeyd.podman.libpod import RUN_LENGTH_MAX
 from flowmonkeyd.settings import ContainersSection
 
@@ -147,3 +150,86 @@ def test_podman_py_is_imported_by_who_runs_containers_only():
     words = "import sys, flowmonkeyd.containers; print({'podman', 'requests'} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"
+
+
+@pytest.mark.slow
+@pytest.mark.root
+@pytest.mark.asyncio(loop_scope="session")
+async def test_volumes_that_an_image_declares_are_not_made(containers, start):
+    """They would be anonymous, writable and left behind."""
+    name = "localhost/flowmonkey-test-volumes:1"
+    await containers._podman.call(
+        "POST",
+        "/images/import",
+        {"reference": name, "changes": ["VOLUME /data", "ENTRYPOINT /no/such/entry"]},
+        _empty_image(),
+    )
+    image_id = await containers.image_id(name)
+    try:
+        container = await start(image_id=image_id, command=NO_PROGRAM)
+        mounted = Path(f"/proc/{container.pid}/mountinfo").read_text()
+        assert " /data " not in mounted
+        assert await containers._podman.call("GET", "/volumes/json") == []
+        await containers.kill(container)
+    finally:
+        await containers.remove_image(image_id)
+    assert await containers.image_id(name) is None
+
+
+def _empty_image() -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        folder = tarfile.TarInfo("data")
+        folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+        tar.addfile(folder)
+    return made.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.root
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_device_of_the_class_gpu_is_the_one_that_the_operator_named(
+    places, section, python_image
+):
+    """A made-up CDI device, as this machine has no GPU: what is in its file is in the container."""
+    devices = Path("/run/cdi/flowmonkey-test.json")
+    edits = {"env": ["MADE_UP_DEVICE=here"], "deviceNodes": [{"path": "/dev/zero"}]}
+    specification = {
+        "cdiVersion": "0.3.0",
+        "kind": "flowmonkey.test/gpu",
+        "devices": [{"name": "one", "containerEdits": edits}],
+    }
+    devices.parent.mkdir(exist_ok=True)
+    devices.write_text(json.dumps(specification))
+    root, run = places[0] / "gpu", places[1] / "gpu"
+    named = section.model_copy(update={"gpuDevice": "flowmonkey.test/gpu=one"})
+    containers = Containers(named, root, run, "aaaacccc")
+    await containers.open()
+    try:
+        assert containers.problem is None
+        command = ("/usr/bin/python3", "-c", "import time; time.sleep(3600)")
+        spec = Spec("c" * 32, "job", python_image, "gpu", containers.folder("c" * 32), command)
+        container = await containers.start(spec)
+        environment = Path(f"/proc/{container.pid}/environ").read_bytes().split(b"\0")
+        assert b"MADE_UP_DEVICE=here" in environment
+        await containers.kill(container)
+    finally:
+        await containers.sweep((), 0)
+        await containers.close()
+        devices.unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.root
+@pytest.mark.asyncio(loop_scope="session")
+async def test_one_installation_never_touches_anothers(places, section, containers, start):
+    mine = await start()
+    other = Containers(section, places[0] / "third", places[1] / "third", "aaaadddd")
+    await other.open()
+    try:
+        assert other.problem is None
+        assert await other.found() == []
+        assert await other.sweep((), 0) == 0
+    finally:
+        await other.close()
+    assert [one.container.pid for one in await containers.found()] == [mine.pid]

@@ -63,7 +63,7 @@ _BY_FORCE = {"force": "true", "timeout": 0, "v": "true"}
 _FREEZE_TRIES, _FREEZE_ROUND, _FREEZE_AGAIN_S = 1000, 20, 0.001
 _BEGIN_TRIES, _BEGIN_AGAIN_S = 5000, 0.001
 # conmon writes the exit code within milliseconds of the end; killed, it never does.
-_CODE_TRIES, _CODE_AGAIN_S = 40, 0.05
+_CODE_TRIES, _CODE_AGAIN_S = 200, 0.01
 # Ranges of user numbers: 4096 of 65536 end below 2**31.
 _RANGES = 4096
 _NPROC_MAX = 1 << 20

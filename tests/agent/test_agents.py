@@ -115,6 +115,7 @@ async def test_lines_come_in_order_and_in_pieces(start):
     assert keeper.lines[0].fields["n"] == 1
 
 
+@pytest.mark.slow
 async def test_a_flood_of_lines_is_cut_and_counted(start):
     keeper = Keeper()
     assert (await (await start()).run("floods", keeper=keeper))["output"] == "done"
@@ -124,6 +125,7 @@ async def test_a_flood_of_lines_is_cut_and_counted(start):
     assert size > 1_000_000
 
 
+@pytest.mark.slow
 async def test_checkpoints_of_every_kind_come_back(start):
     keeper = Keeper()
     answer = await (await start()).run("checkpoints", 10 * 1024 * 1024, keeper=keeper)
@@ -182,6 +184,7 @@ async def test_progress_is_told_now_and_then_and_at_last(start):
     assert any(one.eta_ms for one in keeper.progress)
 
 
+@pytest.mark.slow
 async def test_a_prepared_handler_is_imported_before_its_task(start):
     one = await start()
     early = await one.run("started")

@@ -7,6 +7,7 @@ import itertools
 import json
 import struct
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -70,6 +71,7 @@ def read(data: bytes, cuts: list[int]) -> list:
     return found
 
 
+@pytest.mark.slow
 @given(st.lists(messages(), max_size=6), st.lists(st.integers(0, 3000), max_size=8))
 def test_messages_are_the_same_however_they_are_cut(said, cuts):
     data = b"".join(as_bytes(one) for one in said)
@@ -93,6 +95,7 @@ JSON = st.recursive(
 KINDS = st.sampled_from(sorted(agentwire._SCHEMAS))
 
 
+@pytest.mark.slow
 @given(KINDS, st.dictionaries(st.text(max_size=9), JSON, max_size=4), st.data())
 @settings(max_examples=300)
 def test_any_values_are_messages_or_a_protocol_error(kind, more, data):

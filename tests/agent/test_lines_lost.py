@@ -57,6 +57,7 @@ async def test_an_agent_without_a_task_finds_the_next_daemon(start):
     assert (await one.run("echo", 1))["output"] == 1
 
 
+@pytest.mark.slow
 async def test_a_running_agent_says_so_to_the_next_daemon_while_it_computes(start):
     one, keeper = await start(), Keeper()
     await one.give("computes", 2.0, heartbeat_ms=20)
@@ -71,6 +72,7 @@ async def test_a_running_agent_says_so_to_the_next_daemon_while_it_computes(star
     assert keeper.seqs == [1, 2]
 
 
+@pytest.mark.slow
 async def test_there_are_heartbeats_while_the_handler_computes(start):
     one, keeper = await start(), Keeper()
     await one.give("computes", 1.0, heartbeat_ms=20)

@@ -77,6 +77,7 @@ def build(folder: Path, *, allow: Collection[str] = ()) -> Built:
     document = _document(files, name)
     start, document = _entered(document, files)
     with refusals(name):
+        document = script_source.with_tools(document, files)
         manifest = parse_manifest(document)
     problems = [
         f"$.inputs[{index}]: {fault}"
@@ -198,7 +199,8 @@ def _made_of_scripts(start: str, manifest: Manifest, files: Mapping[str, bytes])
     out = manifest.entrypoint.rpartition(":")[0]
     code = {n: d for n, d in files.items() if script_source.is_source(n) or n in _DIRECTIONS}
     other = {n: d for n, d in files.items() if n not in code and n != MANIFEST}
-    got = script_source.bundle(start, out, other | code, vendor.library() / "node")
+    outside = manifest.stateful.tools if manifest.stateful is not None else ()
+    got = script_source.bundle(start, out, other | code, vendor.library() / "node", outside)
     asked = {**other, out: got.asked} if got.asked is not None else {}
     own = {**other, **got.stripped, out: got.code}
     parts = got.parts if got.asked is None else (*got.parts, _LIBRARY_PART)

@@ -11,7 +11,7 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,15 @@ from flowctl.build.scan import Planted
 from flowctl.build.wheels import Part
 from flowctl.problems import Rejected
 
-__all__ = ["Bundle", "bundle", "is_source", "resolved_entry", "transpiled"]
+__all__ = [
+    "_IN_IMAGES",
+    "Bundle",
+    "bundle",
+    "is_source",
+    "resolved_entry",
+    "transpiled",
+    "with_tools",
+]
 
 SOURCES = (".ts", ".mts", ".cts", ".tsx", ".js", ".mjs", ".cjs", ".jsx")
 # The oldest Node that the sandbox runs.
@@ -32,6 +40,8 @@ _ESBUILD_ERROR = re.compile(r"\[ERROR\] (.*)\n\n    (.+?):(\d+):\d+:")
 _DECLARATIONS = (".d.ts", ".d.mts", ".d.cts")
 # What a handler's entry is built from, by what it is called where it runs.
 _FROM = {".js": (".ts", ".tsx", ".jsx"), ".mjs": (".mts", ".ts"), ".cjs": (".cts", ".ts")}
+# Packages of npm that images of stateful handlers have in /node_modules.
+_IN_IMAGES = ("puppeteer", "sharp")
 _TO = {".ts": ".js", ".tsx": ".js", ".jsx": ".js", ".mts": ".mjs", ".cts": ".cjs"}
 
 
@@ -66,10 +76,34 @@ def resolved_entry(file: str, files: Mapping[str, bytes]) -> tuple[str, str]:
     return file, file
 
 
-def bundle(entry: str, out: str, files: Mapping[str, bytes], library: Path) -> Bundle:
+def with_tools(document: dict[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
+    """handler.json with those of a stateful handler's dependencies as its tools that its image has
+    and no bundle can contain: they bring programs along. Parts of the wrong shape stay as they are.
+    """
+    handler, execution = document.get("handler"), document.get("execution", {})
+    if not isinstance(handler, dict) or not isinstance(execution, dict):
+        return document
+    if handler.get("runtime") != "node" or handler.get("stateful") is not True:
+        return document
+    named = json.loads(files.get("package.json", b"{}")).get("dependencies") or {}
+    tools = execution.get("tools") or []
+    more = [one for one in _IN_IMAGES if one in named and one not in tools]
+    if not more or not isinstance(tools, list):
+        return document
+    return document | {"execution": execution | {"tools": [*tools, *more]}}
+
+
+def bundle(
+    entry: str,
+    out: str,
+    files: Mapping[str, bytes],
+    library: Path,
+    outside: Collection[str] = (),
+) -> Bundle:
     """Bundle from the file `entry` to one called `out`. Raises Rejected with every problem.
 
-    `library` is the folder of flowmonkey's JavaScript.
+    `library` is the folder of flowmonkey's JavaScript; packages `outside` are not bundled: the
+    image has them.
     """
     with tempfile.TemporaryDirectory(prefix="flowctl-bundle-") as made:
         place = Path(made).resolve()
@@ -88,6 +122,7 @@ def bundle(entry: str, out: str, files: Mapping[str, bytes], library: Path) -> B
                 "out": out,
                 "library": str(library),
                 "target": TARGET,
+                "outside": [one for one in _IN_IMAGES if one in outside],
             }
         )
         if answer["problems"]:

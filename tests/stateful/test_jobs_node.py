@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+
 import pytest
 
 from tests.stateful.conftest import package
@@ -70,3 +74,33 @@ def test_it_pauses_and_goes_on_with_the_events_data(node):
     assert ended["status"] == "completed", ended["error"]
     assert ended["context"]["out"]["got"] == [{"frame": 7}]
     assert ended["context"]["out"]["starts"] == 1
+
+
+THUMB = """
+const sharp = require('sharp');
+exports.handle = async (input, ctx) => {
+  const made = sharp({ create: { width: 40, height: 30, channels: 3, background: '#f00' } });
+  const png = await made.png().toBuffer();
+  await ctx.checkpoint.save(png, 'thumb');
+  return (await sharp(png).metadata()).width;
+};
+"""
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="NO package of npm is built: no npm")
+def test_what_an_image_brings_is_left_out_of_a_bundle_and_found(node):
+    handler = {"type": "acme/thumb", "runtime": "node", "entrypoint": "handler.js:handle"}
+    folder = package(node.folder / "thumb", THUMB, handler=handler)
+    named = {"name": "thumb", "version": "1.0.0", "dependencies": {"sharp": "0.34.5"}}
+    (folder / "package.json").write_text(json.dumps(named))
+    lock = ["npm", "install", "--package-lock-only", "--ignore-scripts", "--no-audit", "--no-fund"]
+    subprocess.run(lock, cwd=folder, check=True, capture_output=True)
+    built = node.folder / "thumb.afh"
+    done = node.daemon.flowctl("handler", "build", str(folder), "-o", str(built))
+    assert done.returncode == 0, done.stderr
+    assert built.stat().st_size < 100_000
+    node.publish(built)
+    ended = node.run(type="acme/thumb")
+    assert (ended["status"], ended["context"]["out"]) == ("completed", 40), ended["error"]
+    images = node.client.must("GET", "/v1/images")["items"]
+    assert any(one["runtime"] == "node20-sharp" for one in images if one["kind"] == "handler")

@@ -1,7 +1,7 @@
 'use strict';
 // A program: checks the types of a handler's sources, strips them, and bundles them into one file.
 // argv: the folder of the tools, then a request as JSON: {folder, stripped, sources, entry, out,
-// library, target}. Answers JSON: {problems: [{file, line, message}], values: [{file, line, text}],
+// library, target, outside (packages that are not bundled)}. Answers JSON: {problems: [{file, line, message}], values: [{file, line, text}],
 // stripped: {name: text}, bundle, asked (with flowmonkey left outside), inputs, warnings}. Reads and writes nothing but these folders.
 
 const path = require('node:path');
@@ -10,7 +10,7 @@ const { createRequire } = require('node:module');
 const { strip, usesLibrary } = require('./strip.cjs');
 
 const [, , tools, request] = process.argv;
-const { folder, stripped, sources, entry, out, library, target } = JSON.parse(request);
+const { folder, stripped, sources, entry, out, library, target, outside } = JSON.parse(request);
 const load = createRequire(path.join(tools, 'package.json'));
 const ts = load('typescript');
 const esbuild = load('esbuild');
@@ -102,8 +102,8 @@ async function main() {
   }
   if (!answer.problems.length) {
     try {
-      Object.assign(answer, await bundle({ alias: { flowmonkey: library } }));
-      if (uses) answer.asked = (await bundle({ external: ['flowmonkey'] })).bundle;
+      Object.assign(answer, await bundle({ alias: { flowmonkey: library }, external: outside }));
+      if (uses) answer.asked = (await bundle({ external: ['flowmonkey', ...outside] })).bundle;
     } catch (error) {
       if (!error.errors) throw error;
       answer.problems = error.errors.map(said);

@@ -7,6 +7,7 @@ What is received has the size and the SHA-256 that were announced.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import secrets
@@ -19,7 +20,7 @@ from flowmonkeyd.agentmodel import BlobHead
 from flowmonkeyd.agentwire import PART_BYTES, ProtocolError
 from flowmonkeyd.errors import Unavailable
 
-__all__ = ["SMALL_BLOB_BYTES", "Blob", "receive"]
+__all__ = ["SMALL_BLOB_BYTES", "Blob", "move", "not_kept", "receive"]
 
 SMALL_BLOB_BYTES = 64 * 1024  # up to here it is a row of a table, not a file
 WRITE_BYTES = 1024 * 1024
@@ -65,11 +66,29 @@ async def receive(head: BlobHead, parts: AsyncIterator[bytes], spool: Path) -> B
         await asyncio.to_thread(file.finish, bytes(waiting))
         _verify(head, file.digest.hexdigest())
         if file.problem is not None:
-            raise Unavailable(f"cannot keep a checkpoint: {file.problem.strerror}")
+            raise not_kept(file.problem)
     except BaseException:
         file.remove()
         raise
     return Blob(head, file=file.path)
+
+
+def move(source: Path, target: Path) -> None:
+    """A received file to its place, for good: its content was flushed by who received it."""
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    source.rename(target)
+    for folder in (target.parent, target.parent.parent):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def not_kept(problem: OSError) -> Unavailable:
+    """What the handler is told when the disk does not take its checkpoint."""
+    code = "DISK_FULL" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else None
+    return Unavailable(f"cannot keep a checkpoint: {problem.strerror}", code=code)
 
 
 def _verify(head: BlobHead, sha256: str) -> None:

@@ -214,6 +214,11 @@ class Agent:
         if self.attempt != task.attempt:
             raise Unanswered(f"the agent of {self.instance} was lost before it accepted its task")
 
+    def hang_up(self) -> None:
+        """Drop the connection: the agent comes back and asks again what was not answered."""
+        if self._link is not None:
+            self._link.drop()
+
     def hold(self) -> None:
         """Its container is about to be frozen: it is not missed until `resume`."""
         self._is_held = True

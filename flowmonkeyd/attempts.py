@@ -13,14 +13,15 @@ import asyncio
 import contextlib
 import io
 import logging
-import os
 import secrets
 import time
 import zlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowmonkeyd.agentblobs import move, not_kept
 from flowmonkeyd.agentmodel import (
     BlobHead,
     Checkpoint,
@@ -135,6 +136,7 @@ class Attempt:
         self._progress: JobProgress | None = None
         self._progress_s = 0.0
         self._wake = asyncio.Event()
+        self._turn = asyncio.Lock()
         self._end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> End:
@@ -157,19 +159,29 @@ class Attempt:
 
     async def hold(self, by: str, reason: str | None) -> None:
         """Pause it where it is, for somebody. Raises Conflict when it has just ended."""
-        if self._end.done():
-            raise Conflict("cannot pause the job: it has just ended or paused")
         wake_at_ms = None
         if self._rules.pause_max_ms:
             wake_at_ms = self._clock.now_ms() + self._rules.pause_max_ms
         reason = reason or f"paused by {by}"
-        at_ns = await self._tell()
-        self.job = await self._engine.pause_by_hand(self.fence, by, reason, wake_at_ms, at_ns)
-        self._ended(End(paused=True, at_ns=at_ns))
+        async with self._turn:
+            if self._end.done() or self.job.state is JobState.PAUSED:
+                raise Conflict("cannot pause the job: it has just ended or paused")
+            at_ns = await self._tell()
+            self.job = await self._engine.pause_by_hand(self.fence, by, reason, wake_at_ms, at_ns)
+            self._ended(End(paused=True, at_ns=at_ns))
 
     def _ended(self, end: End) -> None:
         if not self._end.done():
             self._end.set_result(end)
+
+    @contextlib.asynccontextmanager
+    async def _in_turn(self) -> AsyncIterator[None]:
+        """The tables are told one thing after the other, and nothing after the end: what has paused
+        the job meanwhile has ended the lease, and another lease is asked again."""
+        async with self._turn:
+            if self._end.done():
+                await asyncio.get_running_loop().create_future()  # `run` cancels this
+            yield
 
     # --- the conversation ------------------------------------------------------------------------
 
@@ -178,7 +190,11 @@ class Attempt:
             while True:
                 end = await self.instance.agent.serve(self)
                 if isinstance(end, Result):
-                    self._ended(End(result=end, at_ns=await self._tell()))
+                    async with self._turn:
+                        if self._end.done():
+                            self.instance.agent.hang_up()  # it says it again to who goes on
+                        else:
+                            self._ended(End(result=end, at_ns=await self._tell()))
                     return
                 if self.job.state is JobState.PAUSED:
                     self._ended(End(paused=True))
@@ -225,20 +241,18 @@ class Attempt:
         self._wake.set()
 
     async def on_checkpoint(self, wanted: Checkpoint, blob: Blob) -> None:
-        checkpoint = await self._stored(wanted.name, blob)
-        try:
+        await self._check_for_secrets(wanted.name, blob)
+        async with self._in_turn(), self._stored(wanted.name, blob) as checkpoint:
             applied = await self._engine.save_checkpoint(
                 self.fence, wanted.seq, checkpoint, wanted.settled, boottime_ns()
             )
-        except FlowMonkeyError as exc:
-            self._refused(checkpoint, exc)
-            raise
-        if not applied:  # it was, before its answer was lost
-            self._discard(checkpoint)
-        self._saved()
+            if not applied:  # it was, before its answer was lost
+                self._discard(checkpoint)
+            self._saved()
 
     async def on_clear(self, wanted: Clear) -> None:
-        await self._engine.clear_checkpoints(self.fence, wanted.seq, wanted.name)
+        async with self._in_turn():
+            await self._engine.clear_checkpoints(self.fence, wanted.seq, wanted.name)
 
     async def on_pause(self, wanted: Pause, blob: Blob | None) -> None:
         if not self._rules.pause_max_ms:
@@ -251,19 +265,19 @@ class Attempt:
             event = None if event is None else self._masks.text(event)
         wake_at_ms = self._clock.now_ms() + wait_ms
         wait = Wait(WaitKind.PAUSE, wake_at_ms, reason, event, event_filter)
-        checkpoint = None
         if blob is not None and wanted.name is not None:
-            checkpoint = await self._stored(wanted.name, blob)
-        at_ns = await self._tell()
-        try:
+            await self._check_for_secrets(wanted.name, blob)
+        async with self._in_turn(), contextlib.AsyncExitStack() as stack:
+            checkpoint = None
+            if blob is not None and wanted.name is not None:
+                stored = self._stored(wanted.name, blob)
+                checkpoint = await stack.enter_async_context(stored)
+            at_ns = await self._tell()
             self.job = await self._engine.pause_job(self.fence, wanted.seq, wait, checkpoint, at_ns)
-        except FlowMonkeyError as exc:
-            if checkpoint is not None:
-                self._refused(checkpoint, exc)
-            raise
 
     async def on_extend(self, wanted: Extend) -> int:
-        self.job = await self._engine.extend_ttl(self.fence, wanted.seq, wanted.ms)
+        async with self._in_turn():
+            self.job = await self._engine.extend_ttl(self.fence, wanted.seq, wanted.ms)
         self._ttl_ms = self.job.ttl_ms
         self._warned_ttl = False
         self._wake.set()
@@ -282,20 +296,28 @@ class Attempt:
 
     # --- checkpoints -----------------------------------------------------------------------------
 
-    async def _stored(self, name: str, blob: Blob) -> NewCheckpoint:
-        """The blob as a checkpoint, a large one in its place on disk. Raises Invalid for one that
-        holds a secret that the handler was given: it would lie here in clear, and the next attempt
-        is given the secret anyway."""
-        head, file = blob.head, None
+    async def _check_for_secrets(self, name: str, blob: Blob) -> None:
+        """Raises Invalid for a checkpoint that holds a secret that the handler was given: it would
+        lie here in clear, and the next attempt is given the secret anyway."""
         if self._masks is not None:
-            most = max(self.job.checkpoint_bytes_max, head.size)
+            most = max(self.job.checkpoint_bytes_max, blob.head.size)
             found = await asyncio.to_thread(_secret_in, self._masks, blob, most)
             if found is not None:
                 raise Invalid(f"cannot keep the checkpoint {name!r}: {found}")
+
+    @contextlib.asynccontextmanager
+    async def _stored(self, name: str, blob: Blob) -> AsyncIterator[NewCheckpoint]:
+        """The blob as a checkpoint, a large one in its place on disk unless it is refused. Raises
+        Unavailable when it cannot be there."""
+        head, file = blob.head, None
         if blob.file is not None:
             file = f"{self.job.key}/{secrets.token_hex(16)}"
-            await asyncio.to_thread(_move, blob.file, self._folder / Path(file).name)
-        return NewCheckpoint(
+            try:
+                await asyncio.to_thread(move, blob.file, self._folder / Path(file).name)
+            except OSError as exc:
+                self._saved()  # our disk is full: the handler has missed nothing
+                raise not_kept(exc) from exc
+        checkpoint = NewCheckpoint(
             name,
             head.size,
             "json" if head.encoding == "json" else "bytes",
@@ -304,11 +326,13 @@ class Attempt:
             data=blob.data,
             file=file,
         )
-
-    def _refused(self, checkpoint: NewCheckpoint, why: FlowMonkeyError) -> None:
-        self._discard(checkpoint)
-        if isinstance(why, Unavailable):
-            self._saved()  # our disk is full: the handler has missed nothing
+        try:
+            yield checkpoint
+        except FlowMonkeyError as exc:
+            self._discard(checkpoint)
+            if isinstance(exc, Unavailable):
+                self._saved()  # likewise
+            raise
 
     def _discard(self, checkpoint: NewCheckpoint) -> None:
         if checkpoint.file is not None:
@@ -381,18 +405,18 @@ class Attempt:
         """Have the tables know that it is alive, and how far it has come."""
         now_s = time.monotonic()
         progress = self._progress
-        is_due = now_s - self._beat_s >= self._rules.heartbeat_ms / 1000
+        # Billed is what was heard of: the tables are told when its heartbeat has just come.
+        silent_s = now_s - self.instance.agent.last_heard
+        is_due = self._beat_due_s <= now_s and silent_s <= self._heartbeat_s / 4
         is_told = progress is not None and now_s - self._progress_s >= PROGRESS_EVERY_S
         if not is_due and not is_told:
             return
-        silent_s = now_s - self.instance.agent.last_heard
-        # A heartbeat that is merely under way is no silence.
-        silent_s = silent_s if silent_s > 1.5 * self._rules.heartbeat_ms / 1000 else 0.0
         self._progress = None
         self._beat_s = now_s
         if progress is not None:
             self._progress_s = now_s
-        await self._engine.heartbeat(self.fence, boottime_ns() - int(silent_s * 1e9), progress)
+        async with self._in_turn():
+            await self._engine.heartbeat(self.fence, boottime_ns() - int(silent_s * 1e9), progress)
 
     async def _tell(self) -> int:
         """Keep all that was said so far, before the lease ends under which that can be done; the
@@ -409,7 +433,7 @@ class Attempt:
         """Until the next look: whichever clock is due first."""
         now_s, active_ms = time.monotonic(), self.active_ms
         due = [
-            self._beat_s + self._rules.heartbeat_ms / 1000 - now_s,
+            max(self._beat_due_s - now_s, self._heartbeat_s / 50),
             self.instance.agent.last_heard + self._stale_s - now_s,
             (self._ttl_ms - active_ms) / 1000,
         ]
@@ -422,8 +446,16 @@ class Attempt:
         return max(0.001, min(due))
 
     @property
+    def _heartbeat_s(self) -> float:
+        return self._rules.heartbeat_ms / 1000
+
+    @property
+    def _beat_due_s(self) -> float:
+        return self._beat_s + self._heartbeat_s * 3 / 4
+
+    @property
     def _stale_s(self) -> float:
-        return STALE_HEARTBEATS * self._rules.heartbeat_ms / 1000
+        return STALE_HEARTBEATS * self._heartbeat_s
 
     @property
     def _interval_s(self) -> float:
@@ -432,18 +464,6 @@ class Attempt:
     def _say(self, message: str, **fields: Any) -> None:
         """A warning of ours, in the execution's log."""
         self._lines.add((self._clock.now_ms(), "log", "warning", message, fields))
-
-
-def _move(source: Path, target: Path) -> None:
-    """A received file to its place, for good: its content was flushed by who received it."""
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    source.rename(target)
-    for folder in (target.parent, target.parent.parent):
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def _secret_in(masks: Masks, blob: Blob, most: int) -> str | None:

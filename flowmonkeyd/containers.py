@@ -58,6 +58,7 @@ _GPU = "gpu"
 _LABEL = "flowmonkey."
 # Podman refuses to remove what is just ending or just starting; a moment later it does.
 _REMOVE_TRIES, _REMOVE_AGAIN_S = 6, 0.15
+_ROUNDS = 3
 _BY_FORCE = {"force": "true", "timeout": 0, "v": "true"}
 # Frozen within 0.2 ms, as a rule.
 _FREEZE_TRIES, _FREEZE_ROUND, _FREEZE_AGAIN_S = 1000, 20, 0.001
@@ -102,15 +103,14 @@ class Containers:
             self._host = host
             self._libpod = Libpod(self.places, host.program, chosen.callMs / 1000)
             await asyncio.to_thread(self._libpod.end_strays)
-            runtime = await self._chosen_runtime(self._libpod, image_id)
-            about = await self._podman.call("GET", "/version", again=True)
+            runtime, version = await self._chosen_runtime(self._libpod, image_id)
         except ContainerError as exc:
             self.problem = exc.message
             log.warning("containers cannot be run: %s", exc.message)
             return
         self.problem = None
         self.facts = {
-            "podman": about["Version"],
+            "podman": version,
             "runtime": runtime,
             "cgroups": host.version,
             "rootless": host.rootless,
@@ -251,23 +251,22 @@ class Containers:
     def _seccomp(self) -> Path:
         return self.places.run / "seccomp.json"
 
-    async def _chosen_runtime(self, libpod: Libpod, image_id: str | None) -> str:
-        """The first with which every layer holds."""
-        reasons = []
-        for runtime in self._host.runtimes:
+    async def _chosen_runtime(self, libpod: Libpod, image_id: str | None) -> tuple[str, str]:
+        """The first with which every layer holds, and Podman's version. As somebody may kill Podman
+        or the canary, what has failed is tried again."""
+        reasons: dict[str, None] = {}
+        for runtime in self._host.runtimes * _ROUNDS:
             await libpod.stop()  # it reads its configuration when it starts
             await asyncio.to_thread(self.places.make, self._host.manager, runtime)
             await asyncio.to_thread(self._seccomp.write_text, self._host.seccomp)
-            for found in await self.found():
-                if found.role == "canary":
-                    await self.kill(found.container)
-            canary = image_id or await images.canary(libpod)
             try:
-                await self._try_out(canary)
+                for found in await self.found():
+                    if found.role == "canary":
+                        await self.kill(found.container)
+                await self._try_out(image_id or await images.canary(libpod))
+                return runtime, (await libpod.call("GET", "/version"))["Version"]
             except ContainerError as exc:
-                reasons.append(f"{exc.message} (with {runtime})")
-            else:
-                return runtime
+                reasons[f"{exc.message} (with {runtime})"] = None
         raise ContainerError("SANDBOX_UNAVAILABLE", "; ".join(reasons))
 
     async def _try_out(self, image_id: str) -> None:

@@ -13,7 +13,8 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,8 +40,11 @@ __all__ = ["UNSTARTABLE", "Fleet", "Images", "Unavailable", "kind_of"]
 log = logging.getLogger(__name__)
 
 SWEEP_EVERY_S, SWEEP_GRACE_S = 60.0, 60.0
+LIST_AGAIN_S = 1.0
 # A manifest can ask for no more; the job's own limit is the engine's to keep.
 _BLOB_MAX_BYTES = 1024**3
+# What no other try changes.
+FINAL = ("IMAGE_UNAVAILABLE", "SANDBOX_UNAVAILABLE")
 UNSTARTABLE = (ContainerError, Unanswered, ProtocolError, LayerFailed, OSError)
 
 
@@ -58,11 +62,11 @@ class Images(Protocol):
 
 
 class Unavailable(Exception):
-    """There is no container for a job; `error` is why."""
+    """There is no container for a job; `error` is why, and whether another try may have one."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
-        self.error = StepError(code, message, retryable=code != "IMAGE_UNAVAILABLE")
+        self.error = StepError(code, message, retryable=code not in FINAL)
 
 
 class Fleet:
@@ -93,9 +97,11 @@ class Fleet:
         self._room = _Room(total, self._make_room)
         # Those that a job has, by id.
         self._owned: dict[str, Instance] = {}
-        # By job's key: in no attempt's hands, frozen or adopted; since when.
-        self._held: dict[int, tuple[Instance, float]] = {}
+        # By job's key: in no attempt's hands, frozen or adopted running.
+        self._held: dict[int, _Held] = {}
         self._group: asyncio.TaskGroup | None = None
+        # By id: cancelled, and with a moment left.
+        self._leaving: dict[str, asyncio.Task[None]] = {}
         self._declared: set[Kind] = set()
         self._images_changed = asyncio.Event()
         self._needed, self._ready = asyncio.Event(), asyncio.Event()
@@ -126,30 +132,36 @@ class Fleet:
         and keep everything in order until cancelled; the containers of jobs run on."""
         async with asyncio.TaskGroup() as group:
             self._group = group
-            await asyncio.to_thread(self._tidy, await self._engine.checkpoint_files())
-            if not await self._engine.uses_containers():
-                # Podman's process and a canary are for those who have stateful handlers.
-                await self._needed.wait()
-            await self._containers.open()
-            if self.problem is not None:
-                self._ready.set()
-                return
-            instances = group.create_task(self._instances.run(), name="instances")
-            await asyncio.sleep(0)  # it has its place now
-            working: list[asyncio.Task[None]] = []
             try:
-                await self._adopt_all()
-                await self._declare_generic()
-                working.append(group.create_task(self._declare(), name="declare"))
-                working.append(group.create_task(self.pool.run(), name="warm-pool"))
-                working.append(group.create_task(self._sweep(), name="sweep"))
-                self._ready.set()
-                await asyncio.get_running_loop().create_future()
+                await self._work(group)
             finally:
-                # One after the other: what waits is ended before those who end it are.
-                for task in (*working, instances):
-                    task.cancel()
-                    await asyncio.wait({task})
+                self._group = None
+
+    async def _work(self, group: asyncio.TaskGroup) -> None:
+        await asyncio.to_thread(self._tidy, await self._engine.checkpoint_files())
+        if not await self._engine.uses_containers():
+            # Podman's process and a canary are for those who have stateful handlers.
+            await self._needed.wait()
+        await self._containers.open()
+        if self.problem is not None:
+            self._ready.set()
+            return
+        instances = group.create_task(self._instances.run(), name="instances")
+        await asyncio.sleep(0)  # it has its place now
+        working: list[asyncio.Task[None]] = []
+        try:
+            await self._adopt_all()
+            await self._declare_generic()
+            working.append(group.create_task(self._declare(), name="declare"))
+            working.append(group.create_task(self.pool.run(), name="warm-pool"))
+            working.append(group.create_task(self._sweep(), name="sweep"))
+            self._ready.set()
+            await asyncio.get_running_loop().create_future()
+        finally:
+            # One after the other: what waits is ended before those who end it are.
+            for task in (*working, *self._leaving.values(), instances):
+                task.cancel()
+                await asyncio.wait({task})
 
     async def ready(self) -> None:
         """Containers are needed: wait until it is known whether they can be had (`problem`)."""
@@ -206,7 +218,7 @@ class Fleet:
                     await asyncio.to_thread(found.specialise, self._packages.path(digest))
                 except OSError as exc:
                     log.warning("a container cannot be given its package: %s", exc)
-                    await found.kill()
+                    found.end()
                     return None
         assert found is None or isinstance(found, Instance)
         return found
@@ -246,7 +258,8 @@ class Fleet:
 
     def held(self, job: int) -> Instance | None:
         """The instance that waits for the job, frozen or adopted; it is the caller's now."""
-        return self._held.pop(job, (None, 0.0))[0]
+        held = self._held.pop(job, None)
+        return None if held is None else held.instance
 
     async def hold(self, job: int, instance: Instance) -> None:
         """The job is paused, which is committed: freeze its instance where it is; if that cannot
@@ -255,40 +268,46 @@ class Fleet:
             await self._instances.freeze(instance)
         except ContainerError as exc:
             log.warning("a paused container cannot be frozen: %s", exc.message)
-            await self.drop(instance)
-            await self._engine.evict_instance(job, instance.id)
+            await self._evicted(job, instance)
             return
         if instance.id in self._owned:  # nobody has cancelled the job meanwhile
-            self._held[job] = (instance, time.monotonic())
+            self._held[job] = _Held(instance, time.monotonic())
 
     async def thaw(self, instance: Instance) -> None:
         """Let it go on. Raises ContainerError."""
         await self._instances.thaw(instance)
 
-    async def drop(self, instance: Instance) -> None:
+    def drop(self, instance: Instance) -> None:
         """End an instance at once."""
         if self._owned.pop(instance.id, None) is not None:
             self._room.give(instance.memory_bytes)
-        await instance.kill()
+        instance.end()
 
     def abandon(self, instance_ids: Collection[str]) -> None:
-        """Nobody wants these any more: their handlers are told, and have a moment."""
+        """Nobody wants these any more: handlers that run are told, and have a moment."""
         for instance_id in instance_ids:
             instance = self._owned.get(instance_id)
-            if instance is not None and self._group is not None:
-                self._group.create_task(self._end(instance), name=f"abandon-{instance_id}")
-
-    async def _end(self, instance: Instance) -> None:
-        for key, (held, _) in list(self._held.items()):
-            if held is instance:
+            if instance is None or instance_id in self._leaving:
+                continue
+            frozen = [key for key, held in self._held.items() if held.instance is instance]
+            for key in frozen:
                 del self._held[key]
-                await self.drop(instance)
-                return
-        if instance.is_alive and not instance.has_answered:
+            is_running = instance.is_alive and not instance.has_answered and not frozen
+            if not is_running or self._group is None:
+                self.drop(instance)
+                continue
             instance.agent.cancel("the job was cancelled")
-            grace_s = self._settings.jobs.cancelGraceMs / 1000
-            await asyncio.wait({instance.exit}, timeout=grace_s)
-        await self.drop(instance)
+            leaving = self._group.create_task(self._leave(instance), name=f"leave-{instance_id}")
+            self._leaving[instance_id] = leaving
+            # Not at the end of `_leave`: a task cancelled before its first step never gets there.
+            leaving.add_done_callback(partial(self._left, instance))
+
+    async def _leave(self, instance: Instance) -> None:
+        await asyncio.wait({instance.exit}, timeout=self._settings.jobs.cancelGraceMs / 1000)
+
+    def _left(self, instance: Instance, _: asyncio.Task[None]) -> None:
+        del self._leaving[instance.id]
+        self.drop(instance)
 
     def _unlink(self, names: Collection[str]) -> None:
         for name in names:
@@ -299,25 +318,34 @@ class Fleet:
         goes on from its checkpoint in another. False: there is none."""
         if await self.pool.relieve():
             return True
-        if not self._held:
+        frozen = [key for key, held in self._held.items() if held.is_frozen]
+        if not frozen:
             return False
-        return await self._evict(min(self._held, key=lambda one: self._held[one][1]))
-
-    async def _evict(self, job: int) -> bool:
-        instance, since_s = self._held.pop(job)
-        if not await self._engine.evict_instance(job, instance.id):
-            self._held[job] = (instance, since_s)  # it is wanted again just now
-            return False
-        await self.drop(instance)
+        key = min(frozen, key=lambda one: self._held[one].since_s)
+        # Also that of a job that goes on just now: it may be in line behind who wants the room.
+        await self._evicted(key, self._held.pop(key).instance)
         return True
+
+    async def _evicted(self, job: int, instance: Instance) -> None:
+        """A frozen one goes. The row of its job may name it on: that is found out when the job goes
+        on, which it does from its checkpoint in another."""
+        self.drop(instance)
+        await self._forgotten(job, instance.id)
+
+    async def _forgotten(self, job: int, instance_id: str) -> None:
+        try:
+            await self._engine.evict_instance(job, instance_id)
+        except FlowMonkeyError as exc:
+            log.warning("that a container is gone cannot be kept: %s", exc.message)
 
     # --- what others have left -------------------------------------------------------------------
 
     async def _adopt_all(self) -> None:
-        """Containers that jobs still have are kept for them; others go."""
+        """Containers that jobs still have are kept for them; others go, with all that Podman has
+        lost with an earlier daemon."""
         wanted = await self._engine.instances_wanted()
         there = set()
-        for one in await self._containers.found():
+        for one in await self._found():
             instance_id = one.container.instance
             is_wanted = instance_id in wanted and one.state != "exited"
             if is_wanted and await self._adopted(one, *wanted[instance_id]):
@@ -327,22 +355,33 @@ class Fleet:
                 await self._containers.kill(one.container)
         for instance_id, (key, state) in wanted.items():
             if instance_id not in there and state is JobState.PAUSED:
-                await self._engine.evict_instance(key, instance_id)
+                await self._forgotten(key, instance_id)
+        await self._swept(there, 0)
         if there:
             log.info("containers were adopted", extra={"count": len(there)})
+
+    async def _found(self) -> list[Found]:
+        """What is there. To know that nothing is, Podman must have said so."""
+        while True:
+            try:
+                return await self._containers.found()
+            except ContainerError as exc:
+                log.warning("containers cannot be listed yet: %s", exc.message)
+            await asyncio.sleep(LIST_AGAIN_S)
 
     async def _adopted(self, found: Found, key: int, state: JobState) -> bool:
         try:
             instance = await self._instances.adopt(found, _BLOB_MAX_BYTES)
-            if state is JobState.PAUSED and found.state == "running":
-                await self._instances.freeze(instance)
         except UNSTARTABLE as exc:
             log.warning("a container cannot be adopted: %s", exc)
             return False
         instance.memory_bytes = RESOURCES[found.resources].memory_bytes
         self._room.claim(instance.memory_bytes)
         self._owned[instance.id] = instance
-        self._held[key] = (instance, time.monotonic())
+        if state is JobState.PAUSED and found.state == "running":
+            await self.hold(key, instance)
+        else:
+            self._held[key] = _Held(instance, time.monotonic(), found.state == "frozen")
         return True
 
     async def _sweep(self) -> None:
@@ -350,14 +389,23 @@ class Fleet:
         frozen_s = self._settings.jobs.frozenMs / 1000
         while True:
             await asyncio.sleep(min(SWEEP_EVERY_S, max(frozen_s, 0.05)))
-            now_s = time.monotonic()
-            for key, (_, since_s) in list(self._held.items()):
-                if now_s - since_s >= frozen_s:
-                    await self._evict(key)
+            before_s = time.monotonic() - frozen_s
+            for key, held in list(self._held.items()):
+                if held.is_frozen and held.since_s <= before_s and key in self._held:
+                    del self._held[key]
+                    await self._evicted(key, held.instance)
             wanted = await self._engine.instances_wanted()
             keep = {*self._owned, *self._instances.known, *wanted}
-            if (count := await self._containers.sweep(keep, SWEEP_GRACE_S)) > 0:
-                log.warning("leftovers were removed", extra={"count": count})
+            await self._swept(keep, SWEEP_GRACE_S)
+
+    async def _swept(self, keep: Collection[str], grace_s: float) -> None:
+        try:
+            count = await self._containers.sweep(keep, grace_s)
+        except OSError as exc:
+            log.warning("leftovers cannot be removed now: %s", exc)
+            return
+        if count > 0:
+            log.warning("leftovers were removed", extra={"count": count})
 
     def _tidy(self, files: Collection[str]) -> None:
         """Files of checkpoints that no row names are of a write that was interrupted."""
@@ -369,6 +417,15 @@ class Fleet:
                     path.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An instance that waits for its job to go on."""
+
+    instance: Instance
+    since_s: float
+    is_frozen: bool = True
+
+
 class _Room:
     """Memory for containers of jobs: as much as they may use, not as they do."""
 
@@ -376,16 +433,18 @@ class _Room:
         self.total = total
         self._left = total
         self._make = make
+        self._line = asyncio.Lock()
         self._given = asyncio.Event()
 
     async def take(self, size: int) -> None:
         """Wait until there is so much, having less wanted containers ended; who alone wants more
-        than there is has all."""
-        while self._left < size and self._left < self.total:
-            self._given.clear()
-            if not await self._make():
-                await self._given.wait()
-        self._left -= size
+        than there is has all. Who comes first is first, so that a large one has its turn."""
+        async with self._line:
+            while self._left < size and self._left < self.total:
+                self._given.clear()
+                if not await self._make():
+                    await self._given.wait()
+            self._left -= size
 
     def give(self, size: int) -> None:
         """So much is free again."""

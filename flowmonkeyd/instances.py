@@ -73,11 +73,15 @@ class Instance:
         """Nobody has seen its end, and its agent keeps to the rules."""
         return not self.is_killed and not self.exit.done() and self.agent.problem is None
 
-    async def kill(self) -> None:
+    def end(self) -> None:
         """It has ended for all that anybody can see; the rest of it goes in the background."""
         if not self.is_killed:
             self.is_killed = True
             self._end(self)
+
+    async def kill(self) -> None:
+        """The same, for the warm pool."""
+        self.end()
 
     def specialise(self, package: Path) -> None:
         """Show a generic container the files of a package. OSError when that cannot be."""

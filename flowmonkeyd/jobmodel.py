@@ -60,7 +60,7 @@ class Fence:
     key: int
     lease_id: int
     job: int
-    instance: str
+    instance: str | None
 
 
 @dataclass(frozen=True, slots=True)

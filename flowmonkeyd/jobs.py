@@ -10,11 +10,13 @@ restart leaves running is adopted, and its agent goes on where it was.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from flowmonkeyd.agentmodel import Assignment, Result
 from flowmonkeyd.agents import Unanswered
@@ -22,11 +24,12 @@ from flowmonkeyd.agentwire import ProtocolError
 from flowmonkeyd.attempts import Attempt, End, Rules, boot_id, boottime_ns
 from flowmonkeyd.billing import nanos
 from flowmonkeyd.clock import Clock
-from flowmonkeyd.dispatcher import Finished, OnLogs
+from flowmonkeyd.dispatcher import RETRY_S, Finished, OnLogs
 from flowmonkeyd.documents import selectors
 from flowmonkeyd.documents.manifest import Manifest, Stateful, parse_manifest
 from flowmonkeyd.engine import Engine
 from flowmonkeyd.errors import Conflict, LeaseLost
+from flowmonkeyd.errors import Unavailable as NotNow
 from flowmonkeyd.fleet import UNSTARTABLE, Fleet, Unavailable
 from flowmonkeyd.instances import APP, SPECIALISED, Instance
 from flowmonkeyd.jobmodel import Fence, Job, JobEnd, JobPlan
@@ -45,6 +48,8 @@ from sandbox.ending import checked_result
 __all__ = ["Jobs"]
 
 log = logging.getLogger(__name__)
+
+_Answer = TypeVar("_Answer")
 
 # An agent that waits answers in a millisecond; one that does not is dead, and the next is tried.
 ACCEPT_S = 2.0
@@ -86,6 +91,7 @@ class Jobs:
         self._attempts: dict[int, Attempt] = {}
         # By job's key: a stretch that has ended and not let go of its instance yet.
         self._leaving: dict[int, asyncio.Event] = {}
+        self._waits: set[asyncio.Timeout] = set()
         self._detaching = False
 
     @property
@@ -98,6 +104,8 @@ class Jobs:
         self._detaching = True
         for attempt in list(self._attempts.values()):
             attempt.detach()
+        for limit in self._waits:
+            limit.reschedule(0)
 
     async def pause(self, job_id: str, by: str, reason: str | None) -> None:
         """Pause a running job for somebody. Raises Conflict when it does not run here now."""
@@ -115,7 +123,11 @@ class Jobs:
             name = f"{task.handler_type}@{task.handler_version}"
             return _failed("HANDLER_NOT_FOUND", f"the package of {name} is gone", fatal=True)
         manifest = parse_manifest(task.manifest)
-        await self._fleet.ready()
+        try:
+            async with self._waiting():
+                await self._fleet.ready()
+        except _Detached:
+            return None
         if self._fleet.problem is not None or manifest.stateful is None:
             why = f"containers cannot be run here: {self._fleet.problem}"
             return _failed("CONTAINERS_UNAVAILABLE", why)
@@ -131,17 +143,20 @@ class Jobs:
             message = f"cannot resolve the input of step {task.step.id!r}: {exc}"
             return _failed("INPUT_ERROR", message, fatal=True)
         try:
-            job = await self._engine.open_job(task, self._plan(manifest, manifest.stateful, task))
-            masks = Masks(secrets) if secrets else None
-            async with asyncio.TaskGroup() as group:
-                lines = Lines(group, on_logs, masks)
-                stretch = _Stretch(task, job, manifest, given, secrets, masks, lines, began_s)
-                try:
-                    finished = await self._run(stretch)
-                finally:
-                    lines.end()
-        except LeaseLost:
-            return None  # cancelled meanwhile: what was begun is ended by its commit
+            plan = self._plan(manifest, manifest.stateful, task)
+            job = await self._kept(partial(self._engine.open_job, task, plan))
+        except (LeaseLost, _Detached):
+            return None
+        masks = Masks(secrets) if secrets else None
+        async with asyncio.TaskGroup() as group:
+            lines = Lines(group, on_logs, masks)
+            stretch = _Stretch(task, job, manifest, given, secrets, masks, lines, began_s)
+            try:
+                finished = await self._run(stretch)
+            except (LeaseLost, _Detached):
+                finished = None  # cancelled meanwhile: what was begun is ended by its commit
+            finally:
+                lines.end()
         if finished is None:
             if lines.waiting:
                 await on_logs(lines.waiting)
@@ -165,24 +180,24 @@ class Jobs:
             try:
                 attempt = await self._continued(of) or await self._fresh(of)
             except Unavailable as exc:
-                return self._over(of, exc.error)
+                if not exc.error.retryable:
+                    return self._over(of, exc.error)
+                attempt = exc.error
             if isinstance(attempt, StepError):
                 end = End(lost=attempt)
-                fence_instance = of.job.instance
             else:
                 end = await self._attend(of, attempt)
-                fence_instance = attempt.instance.id
             if end.result is not None:
                 assert isinstance(attempt, Attempt)
                 return self._answered(of, attempt, end, end.result)
             if end.paused or end.superseded or end.detached:
                 return None
             if end.failed is not None:
-                job_end = JobEnd(of.job.key, fence_instance, None, end.at_ns)
+                job_end = JobEnd(of.job.key, of.job.instance, None, end.at_ns)
                 return self._over(of, end.failed, job_end)
             assert end.lost is not None
-            fence = replace(_fence(of), instance=fence_instance or "")
-            lost = await self._engine.lose_instance(fence, end.at_ns, end.lost)
+            losing = partial(self._engine.lose_instance, _fence(of), end.at_ns, end.lost)
+            lost = await self._kept(losing)
             of.job = lost.job
             log.info(
                 "an instance was lost: %s",
@@ -191,7 +206,8 @@ class Jobs:
             )
             if not lost.may_retry:
                 return self._over(of, end.lost)
-            await asyncio.sleep(lost.backoff_ms / 1000)
+            async with self._waiting():
+                await asyncio.sleep(lost.backoff_ms / 1000)
 
     async def _attend(self, of: _Stretch, attempt: Attempt) -> End:
         """Run an attempt to its end, and see to its instance."""
@@ -206,7 +222,9 @@ class Jobs:
             if end.paused:
                 await self._fleet.hold(key, instance)
             elif end.lost is not None or end.failed is not None:
-                await self._fleet.drop(instance)
+                self._fleet.drop(instance)
+            elif end.superseded:
+                self._fleet.abandon([instance.id])
             return end
         except asyncio.CancelledError:
             if not self._detaching:
@@ -259,7 +277,7 @@ class Jobs:
             await leaving.wait()
         instance = self._fleet.held(job.key)
         if instance is not None and (instance.id != job.instance or not instance.is_alive):
-            await self._fleet.drop(instance)
+            self._fleet.drop(instance)
             instance = None
         if instance is None:
             if job.instance is None or job.resuming:
@@ -269,9 +287,13 @@ class Jobs:
         try:
             await self._fleet.thaw(instance)
             if not job.resuming:
-                await instance.agent.connected(self._settings.jobs.adoptMs / 1000)
+                async with self._waiting():
+                    hello = await instance.agent.connected(self._settings.jobs.adoptMs / 1000)
+                if not hello.attempt:  # the daemon died before it gave the task
+                    self._fleet.drop(instance)
+                    return None
         except UNSTARTABLE as exc:
-            await self._fleet.drop(instance)
+            self._fleet.drop(instance)
             if job.resuming:
                 return None
             return StepError("JOB_LOST", f"the container cannot be taken over: {exc}")
@@ -288,21 +310,26 @@ class Jobs:
         why = ""
         for _ in range(INSTANCES_TRIED_MAX):
             assert of.task.package_digest is not None
-            instance = await self._fleet.acquire(of.manifest, of.task.package_digest, of.began_s)
+            async with self._waiting():
+                instance = await self._fleet.acquire(
+                    of.manifest, of.task.package_digest, of.began_s
+                )
             try:
-                of.job = await self._engine.claim_instance(
+                claiming = partial(
+                    self._engine.claim_instance,
                     *(of.task.key, of.task.lease_id, of.job.key),
                     instance=instance.id,
                     container=instance.container.name,
                 )
+                of.job = await self._kept(claiming)
                 self._let_online(of, instance)
                 await instance.agent.give(await self._assignment(of, instance), ACCEPT_S)
                 return await self._begun(of, instance)
             except (Unanswered, ProtocolError) as exc:
                 why = str(exc)
-                await self._fleet.drop(instance)
+                self._fleet.drop(instance)
             except BaseException:
-                await self._fleet.drop(instance)
+                self._fleet.drop(instance)
                 raise
         message = f"{INSTANCES_TRIED_MAX} containers did not take the task: {why}"
         raise Unavailable("CONTAINERS_UNAVAILABLE", message)
@@ -318,9 +345,10 @@ class Jobs:
         fence = replace(_fence(of), instance=instance.id)
         active_ns = await self._engine.active_ns(of.job.key)
         resuming = of.job.resuming
-        of.job = replace(
-            await self._engine.begin_active(fence, self._boot, boottime_ns()), resuming=resuming
+        begun = await self._kept(
+            lambda: self._engine.begin_active(fence, self._boot, boottime_ns())
         )
+        of.job = replace(begun, resuming=resuming)
         stateful = of.manifest.stateful
         assert stateful is not None
         rules = Rules(
@@ -375,9 +403,42 @@ class Jobs:
             },
         )
 
+    # --- waiting ---------------------------------------------------------------------------------
+
+    async def _kept(self, verb: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        """What a verb of the engine's answers, once the disk has room for what it does."""
+        while True:
+            try:
+                return await verb()
+            except NotNow as exc:
+                log.warning("the engine refuses for now: %s", exc)
+            async with self._waiting():
+                await asyncio.sleep(RETRY_S)
+
+    @contextlib.asynccontextmanager
+    async def _waiting(self) -> AsyncIterator[None]:
+        """What is waited for here can be waited for by the next daemon too: raises _Detached when
+        this one ends."""
+        limit = asyncio.timeout(0 if self._detaching else None)
+        try:
+            async with limit:
+                self._waits.add(limit)
+                try:
+                    yield
+                finally:
+                    self._waits.discard(limit)
+        except TimeoutError as exc:
+            if limit.expired():
+                raise _Detached from exc
+            raise
+
+
+class _Detached(Exception):
+    """The daemon ends."""
+
 
 def _fence(of: _Stretch) -> Fence:
-    return Fence(of.task.key, of.task.lease_id, of.job.key, of.job.instance or "")
+    return Fence(of.task.key, of.task.lease_id, of.job.key, of.job.instance)
 
 
 def _failed(code: str, message: str, fatal: bool = False) -> Finished:

@@ -89,13 +89,14 @@ class JobWork:
         def change(tx: Tx) -> Job:
             leased(tx, key, lease_id)
             before = _found(tx, job)
-            if before.instance not in (None, instance):
+            if before.instance is not None and before.instance != instance:
                 jobsteps.told(
                     tx,
                     before,
                     "job.superseded",
                     {"instance": before.instance, "attempt": before.attempt},
                 )
+                tx.hints.evicted.add(before.instance)
             jobsteps.stopped(tx, before, None)
             after = jobsteps.moved(
                 tx,
@@ -297,7 +298,8 @@ class JobWork:
         return await self.store.read(look)
 
     async def lose_instance(self, fence: Fence, at_ns: int | None, error: StepError) -> Lost:
-        """The instance is gone without an answer, since `at_ns` or (None) since its last heartbeat.
+        """The instance is gone without an answer, or there was none to be had (the fence names
+        none), since `at_ns` or (None) since its last heartbeat.
         Nobody has the job; whether it may have another instance is in what is returned."""
 
         def change(tx: Tx) -> Lost:

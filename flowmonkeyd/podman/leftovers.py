@@ -49,6 +49,8 @@ def seen(places: Places, parent: str) -> set[str]:
     found = {found_id for found_id, _ in _conmons(places)}
     found |= {folder.name for folder in _runtime_folders(places)}
     found |= {folder.name for folder in _container_folders(places)}
+    # A conmon writes it when its container ends, also when Podman has forgotten that meanwhile.
+    found |= {file.name for file in (places.tmp / "exits").glob("*") if _ID.fullmatch(file.name)}
     for group in group_folders(parent):
         found |= {name for one in _folders(group) for name in _ID.findall(one.name)}
     return found

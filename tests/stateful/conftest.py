@@ -148,6 +148,10 @@ class Doer:
         self._drop_client()
         self.daemon.kill9()
 
+    def crash(self) -> None:
+        self._drop_client()
+        self.daemon.crash()
+
     def _drop_client(self) -> None:
         if self._client is not None:
             self._client.close()
@@ -225,6 +229,11 @@ class Doer:
                 found.append(int(pid))
         return sorted(found)
 
+    def claimed(self, job: dict[str, Any]) -> str:
+        """The last instance that had a job."""
+        events = self.client.pages(f"/v1/executions/{job['executionId']}/events")
+        return [one["data"]["instance"] for one in events if one["type"] == "job.claimed"][-1]
+
     def install(self) -> str:
         """The folder below /run of this installation."""
         return f"flowmonkey-{installation(self.daemon.data_dir / 'containers')}"
@@ -239,10 +248,14 @@ class Doer:
         self.stop()
         left = self.agents()
         if left:
-            asyncio.run(self._remove())
+            self.sweep()
         assert not left
 
-    async def _remove(self) -> None:
+    def sweep(self) -> None:
+        """Remove all containers of this daemon, which does not run."""
+        asyncio.run(self._sweep())
+
+    async def _sweep(self) -> None:
         root = self.daemon.data_dir / "containers"
         install = installation(root)
         driver = Containers(ContainersSection(), root, run_folder("", install), install)

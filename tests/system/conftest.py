@@ -92,6 +92,10 @@ class RunningDaemon:
         _, left = self._end(signal.SIGKILL)
         assert not left, f"processes outlived flowmonkeyd: {left}"
 
+    def crash(self) -> None:
+        """SIGKILL while it starts and ends containers, whose processes may outlive it."""
+        self._end(signal.SIGKILL)
+
     def flowctl(self, *args: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run flowctl against this daemon, whatever becomes of it."""
         return subprocess.run(

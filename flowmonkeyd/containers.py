@@ -125,6 +125,7 @@ class Containers:
             self._libpod = None
             await asyncio.to_thread(leftovers.remove_empty_groups, self._host.parent)
             await asyncio.to_thread(leftovers.unmount_storage, self.places)
+            await asyncio.to_thread(leftovers.end_pause, self.places)
         self.problem = "containers: closed"
 
     def folder(self, instance: str) -> Path:
@@ -342,7 +343,7 @@ class Containers:
             tmp_bytes=spec.tmp_bytes or self._settings.tmpBytes,
             log_bytes=self._settings.logBytesMax,
             seccomp=self._seccomp,
-            cgroup=self._host.cgroup_of(spec.instance),
+            cgroup=self._host.parent,
             first_uid=first_uid,
             nproc=tasks if tasks > 0 else _NPROC_MAX,
             device=self._settings.gpuDevice if spec.resources == _GPU else None,

@@ -22,7 +22,6 @@ __all__ = ["Host", "installation", "run_folder"]
 _SECCOMP = ("/usr/share/containers/seccomp.json", "/etc/containers/seccomp.json")
 # crun starts a container in half the time of runc and knows the newer interfaces.
 _RUNTIMES = ("crun", "runc")
-_LEAF = "flowmonkey-rest"  # of sandbox.cgroup: where the daemon is when its group is divided
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class Host:
     version: int  # of control groups
     rootless: bool
     manager: str
-    parent: str  # the control group above the containers'; "": Podman's choice
+    parent: str  # the control group above the containers'; "": systemd's choice
 
     @classmethod
     def look(cls, program: str, runtime: str, places: Places, install: str) -> Host:
@@ -63,12 +62,8 @@ class Host:
                 f"{places.run} is longer than {RUN_LENGTH_MAX} bytes",
                 "set containers.runDir to a shorter folder",
             )
-        manager, parent = _cgroups(version, rootless, install)
+        manager, parent = _cgroups(rootless, install)
         return cls(found, runtimes, _seccomp(), version, rootless, manager, parent)
-
-    def cgroup_of(self, instance: str) -> str:
-        """What Podman is told: as root a parent, without root (cgroupfs) the group itself."""
-        return f"{self.parent}/{instance}" if self.rootless and self.parent else self.parent
 
 
 def installation(root: Path) -> str:
@@ -97,17 +92,20 @@ def run_folder(chosen: str, install: str) -> Path:
     return Path(top) / f"flowmonkey-{install}"
 
 
-def _cgroups(version: int, rootless: bool, install: str) -> tuple[str, str]:
+def _cgroups(rootless: bool, install: str) -> tuple[str, str]:
     """(who makes the groups, the one above them)."""
     if not rootless:
         return "cgroupfs", f"/flowmonkey-{install}"
-    bus = Path(os.environ.get("XDG_RUNTIME_DIR", "/nonexistent")) / "bus"
-    if os.environ.get("DBUS_SESSION_BUS_ADDRESS") or bus.exists():
-        return "systemd", ""
-    # A service without a session: the group that its unit delegates.
-    lines = Path("/proc/self/cgroup").read_text().splitlines()
-    own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
-    return "cgroupfs", f"{own.removesuffix(f'/{_LEAF}').rstrip('/')}/flowmonkey-{install}"
+    # The user's own systemd: groups below a service's would keep that from starting again.
+    top = os.environ.get("XDG_RUNTIME_DIR", "")
+    if not os.environ.get("DBUS_SESSION_BUS_ADDRESS") and not Path(top, "bus").exists():
+        raise _missing(
+            "memory, cpu, pids",
+            "there is no systemd of this user to make control groups "
+            f"({'no bus in ' + top if top else 'XDG_RUNTIME_DIR is not set'})",
+            f"loginctl enable-linger, and XDG_RUNTIME_DIR=/run/user/{os.getuid()} for the daemon",
+        )
+    return "systemd", ""
 
 
 def _seccomp() -> str:

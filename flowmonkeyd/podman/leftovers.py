@@ -23,6 +23,7 @@ from flowmonkeyd.confinement import Groups
 from flowmonkeyd.podman.libpod import Places
 
 __all__ = [
+    "end_pause",
     "group_folders",
     "remove",
     "remove_empty_groups",
@@ -104,6 +105,15 @@ def unmounted(places: Places) -> int:
     return count
 
 
+def end_pause(places: Places) -> None:
+    """Without root, Podman keeps a process for its namespaces; it is of no use without containers
+    and would be left behind."""
+    if any(_conmons(places)):
+        return
+    with suppress(OSError, ValueError):
+        _kill(int((places.tmp / "pause.pid").read_text()), "catatonit")
+
+
 def unmount_storage(places: Places) -> None:
     """What Podman mounts over its own storage, when no container's root is in it."""
     top = places.storage / "overlay"
@@ -126,8 +136,10 @@ def unmount_below(folder: Path) -> None:
 
 
 def group_folders(parent: str) -> list[Path]:
-    """The control group `parent` in every hierarchy where it is."""
-    found = []
+    """The control group `parent` in every hierarchy where it is; none for none."""
+    found: list[Path] = []
+    if not parent:
+        return found
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         root, point = before.split(" ")[3:5]

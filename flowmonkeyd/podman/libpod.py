@@ -227,10 +227,15 @@ class Libpod:
         places.socket.unlink(missing_ok=True)
         # Should this daemon be killed, nobody is left behind.
         tied = [found, "--pdeathsig", "KILL"] if (found := shutil.which("setpriv")) else []
+        # Said again: without root Podman 4.3 takes these places from nowhere else.
+        where: list[str | Path] = ["--storage-driver", "overlay", "--root", places.storage]
+        where += ["--runroot", places.state, "--tmpdir", places.tmp]
+        for store in places.stores:
+            where += ["--storage-opt", f"additionalimagestore={store}"]
         words = ["--log-level", "error", "system", "service", "--time", "0"]
         with open(places.log, "wb") as output:
             self._process = subprocess.Popen(
-                [*tied, self._program, *words, f"unix://{places.socket}"],
+                [*tied, self._program, *where, *words, f"unix://{places.socket}"],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

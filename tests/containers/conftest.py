@@ -74,7 +74,7 @@ async def start(containers, python_image):
     started = []
 
     async def starting(code: str = "import time; time.sleep(3600)", **asked) -> Container:
-        instance = secrets.token_hex(16)
+        instance = asked.get("instance") or secrets.token_hex(16)
         fields = {
             "instance": instance,
             "role": "job",
@@ -91,6 +91,7 @@ async def start(containers, python_image):
     yield starting
     for container in started:
         await containers.kill(container)
+    assert os.listdir(containers.places.run / "c") == []
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -16,7 +16,8 @@ import pytest
 from flowmonkeyd.confinement import LAYERS, cgroup_version
 from flowmonkeyd.containers import ContainerError, Containers, Spec, installation, run_folder
 from flowmonkeyd.podman.creation import NO_PROGRAM
-from flowmonkeyd.podman.libpod import RUN_LENGTH_MAX
+from flowmonkeyd.podman.host import Host
+from flowmonkeyd.podman.libpod import RUN_LENGTH_MAX, Places
 from flowmonkeyd.settings import ContainersSection
 
 _NOBODY = 65534
@@ -136,6 +137,23 @@ async def test_a_runtime_with_which_a_layer_does_not_hold_is_not_used(containers
     if cgroup_version() == 1:
         assert containers.facts["cgroups"] == 1
         assert containers.facts["runtime"] == "runc", "crun refuses the hybrid tree"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.skipif(shutil.which("podman") is None, reason="NO podman")
+def test_without_root_somebody_has_to_make_the_control_groups(tmp_path, monkeypatch):
+    """On version 2, asked as this user would be."""
+    monkeypatch.setattr("flowmonkeyd.podman.host.cgroup_version", lambda: 2)
+    monkeypatch.setattr(os, "geteuid", lambda: _NOBODY)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.delenv("DBUS_SESSION_BUS_ADDRESS", raising=False)
+    places = Places(tmp_path / "root", Path("/run/fm"))
+    with pytest.raises(ContainerError, match=r"XDG_RUNTIME_DIR is not set.*enable-linger"):
+        Host.look("", "auto", places, "aaaabbbb")
+    (tmp_path / "bus").touch()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    host = Host.look("", "auto", places, "aaaabbbb")
+    assert (host.manager, host.parent) == ("systemd", "")
 
 
 def test_an_installation_keeps_its_name(tmp_path):

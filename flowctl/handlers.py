@@ -14,6 +14,7 @@ from flowctl.client import segment
 from flowctl.options import FORMS, Leaf, Noun, Session, limit_option, live_ids
 from flowctl.output import Column, Output, pretty
 from flowctl.problems import Rejected
+from flowctl.sandboxes import job_in_words
 
 __all__ = ["handler"]
 
@@ -31,6 +32,8 @@ LIST: tuple[Column, ...] = (
 
 _SHOWN = ("type", "version", "name", "description", "runtime", "stateful", "digest", "sizeBytes")
 _DATES = ("publishedAt", "yankedAt")
+# The rest is in its permissions.
+_OF_A_JOB = ("resources", "image", "time", "checkpoints", "pause", "attempts", "price")
 PARTS_SHOWN = 50
 _VERSION = re.compile(r"\d+\.\d+\.\d+([-+].*)?")  # and no range
 _TYPES = live_ids("/v1/handlers", "type")
@@ -170,7 +173,10 @@ def show(session: Session, reference: str) -> None:
     if "@" not in reference:
         output.listing(client.pages(f"/v1/handlers/{segment(reference)}", {}), LIST)
         return
-    output.answer(client.get(_version_path(reference)), lambda found: _shown(output, found))
+    answer, terms = client.get(_version_path(reference)), None
+    if output.form == "table" and answer.fields().get("stateful"):
+        terms = client.get(_version_path(reference).replace("/handlers/", "/terms/", 1)).fields()
+    output.answer(answer, lambda found: _shown(output, found, terms))
 
 
 @handler.command()
@@ -248,7 +254,7 @@ def sign(session: Session, path: str, key: str, comment: str, to: str | None) ->
     output.value(facts, words)
 
 
-def _shown(output: Output, found: dict[str, Any]) -> None:
+def _shown(output: Output, found: dict[str, Any], terms: dict[str, Any] | None) -> None:
     """One version, for who decides whether to use it."""
     signature, sbom = found.get("signature") or {}, found.get("sbom") or {}
     facts: dict[str, Any] = {name: found.get(name) for name in _SHOWN}
@@ -270,6 +276,11 @@ def _shown(output: Output, found: dict[str, Any]) -> None:
             output.line(title)
             for line in lines:
                 output.line(f"  {line}")
+    if terms is not None:
+        output.line("as a job")
+        for name, words in job_in_words(terms):
+            if name in _OF_A_JOB:
+                output.line(f"  {name}: {words}")
     if sbom:
         parts = sbom.get("components") or []
         output.line(f"parts ({sbom.get('file')}): {len(parts)}")

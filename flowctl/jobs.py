@@ -345,7 +345,7 @@ def _print(output: Output, answer: Answer) -> None:
 
 def _progress(job: Fields) -> str | None:
     progress = _object(job, "progress")
-    eta = duration(progress.get("etaMs"))
+    eta = duration(progress.get("etaMs")) if job.get("status") == "running" else None
     words = [_percent(job), progress.get("message"), f"eta {eta}" if eta else None]
     return "  ".join(str(word) for word in words if word) or None
 

@@ -18,7 +18,7 @@ from flowctl.options import NULL, Leaf, Noun, Session, json_option, live_ids
 from flowctl.output import Column, Output, duration, neutral
 from flowctl.problems import NotCompleted, NotReady
 
-__all__ = ["MISSING", "layers_in_words", "pool", "sandbox", "took_in_words"]
+__all__ = ["MISSING", "job_in_words", "layers_in_words", "pool", "sandbox", "took_in_words"]
 
 MIB = 1024 * 1024
 
@@ -160,6 +160,9 @@ def explain(session: Session, what: str) -> None:
     def words() -> None:
         output = session.output
         output.line(f"{terms['type']}@{terms['version']}, {terms['runtime']}")
+        if terms["stateful"] is not None:
+            output.pairs(job_in_words(terms))
+            return
         output.pairs(_terms_in_words(terms))
         layers_in_words(output, layers)
 
@@ -261,6 +264,42 @@ def _terms_in_words(terms: Mapping[str, Any]) -> list[tuple[str, Any]]:
     ]
 
 
+def job_in_words(terms: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What a stateful handler may do, and costs."""
+    own = terms["stateful"]
+    ttl, checkpoint = own["ttl"], own["checkpoint"]
+    pause = f"{duration(own['pauseMaxMs'])} at most, for nothing" if own["pauseMaxMs"] else "never"
+    share = terms["cpuShare"]
+    return [
+        (
+            "resources",
+            f"{own['resources']}: {share:g} {'core' if share == 1 else 'cores'}, "
+            f"{_size(terms['memoryBytes'])} (MEMORY_LIMIT), {terms['threads']} processes and "
+            f"threads, {terms['openFiles']} open files",
+        ),
+        ("image", own["image"] or "chosen when it is published"),
+        (
+            "time",
+            f"{duration(ttl['defaultMs'])} of active time (TIMEOUT), {duration(ttl['hardMs'])} if "
+            f"it asks for more; a warning after {duration(ttl['softMs'])} or shortly before",
+        ),
+        (
+            "checkpoints",
+            f"at least every {duration(checkpoint['intervalMs'])} (CHECKPOINT_MISSED after twice "
+            f"that), {_size(checkpoint['maxSize'])} in all; kept {checkpoint['days']} days after",
+        ),
+        ("pause", pause),
+        ("attempts", f"{own['maxAttempts']} containers, each goes on where a lost one was"),
+        ("files", f"its own package, read-only, and /tmp ({_size(terms['tempBytes'])})"),
+        ("output", f"{_size(terms['outputBytes'])} (OUTPUT_TOO_LARGE)"),
+        ("log", f"{_size(own['logBytesPerS'])} a second after {_size(terms['logBytes'])}"),
+        ("secrets", ", ".join(terms["secrets"]) or "none"),
+        *_network_in_words(terms["network"]),
+        ("warm", f"{own['warm']} containers always, others by demand"),
+        ("price", f"{own['perSecond']} $ for a second of active time; pauses are free"),
+    ]
+
+
 def _network_in_words(network: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
     if network is None:
         return [("network", "none")]
@@ -306,4 +345,6 @@ def took_in_words(duration_ms: int, usage: Mapping[str, Any]) -> list[str]:
 def _size(count: int) -> str:
     if count < 1024:
         return f"{count} bytes"
+    if count >= 1024 * MIB:
+        return f"{count / MIB / 1024:.4g} GiB"
     return f"{count / MIB:.4g} MiB" if count >= MIB else f"{count / 1024:.4g} KiB"

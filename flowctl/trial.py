@@ -85,7 +85,7 @@ def terms(folder: str, private: Sequence[str] = ()) -> dict[str, Any]:
     from flowmonkeyd.terms import terms_json
 
     with _unpacked(folder, makeshift.scripts_of(folder)) as (_, manifest):
-        return terms_json(_tried(manifest), _settings(manifest.type, private))
+        return terms_json(manifest, _settings(manifest.type, private))
 
 
 def hold_here() -> list[dict[str, Any]]:

@@ -126,6 +126,7 @@ class Containers:
             await asyncio.to_thread(leftovers.remove_empty_groups, self._host.parent)
             await asyncio.to_thread(leftovers.unmount_storage, self.places)
             await asyncio.to_thread(leftovers.end_pause, self.places)
+            await asyncio.to_thread(leftovers.remove_run, self.places, self._host.parent)
         self.problem = "containers: closed"
 
     def folder(self, instance: str) -> Path:

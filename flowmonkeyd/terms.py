@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flowmonkeyd.documents.manifest import Manifest
+from flowmonkeyd.billing import amount, nanos
+from flowmonkeyd.containermodel import RESOURCES
+from flowmonkeyd.documents.manifest import Manifest, Stateful
 from flowmonkeyd.documents.targets import both
 from flowmonkeyd.settings import SandboxNetwork, Settings
 from sandbox import Egress, Limits, Policy, Reuse
@@ -83,14 +85,22 @@ def egress_of(manifest: Manifest, settings: Settings) -> Egress | None:
     )
 
 
-def terms_json(manifest: Manifest, settings: Settings) -> dict[str, Any]:
-    """The terms as they are shown: every limit with its unit in its name."""
-    terms = terms_of(manifest, settings)
-    limits, egress, reuse = terms.limits, terms.policy.network, terms.reuse
-    return {
+def terms_json(manifest: Manifest, settings: Settings, image: str | None = None) -> dict[str, Any]:
+    """The terms as they are shown: every limit with its unit in its name. `image` is the runtime
+    that was chosen for a stateful handler, if one was."""
+    egress = egress_of(manifest, settings)
+    shown = {
         "type": manifest.type,
         "version": manifest.version,
         "runtime": manifest.runtime,
+        "secrets": [one.property for one in manifest.inputs if one.source == "vault"],
+        "network": None if egress is None else _network_json(egress, settings.sandbox.network),
+    }
+    if manifest.stateful is not None:
+        return shown | _of_container(manifest, manifest.stateful, settings, image)
+    terms = terms_of(manifest, settings)
+    limits, reuse = terms.limits, terms.reuse
+    return shown | {
         "wallMs": limits.wall_ms,
         "cpuShare": limits.cpu_share,
         "cpuMs": limits.cpu_time_ms,
@@ -102,12 +112,56 @@ def terms_json(manifest: Manifest, settings: Settings) -> dict[str, Any]:
         "logRate": limits.log_rate,
         "filesystem": terms.policy.filesystem,
         "tempBytes": limits.temp_bytes if terms.policy.filesystem == "temp" else 0,
-        "secrets": [one.property for one in manifest.inputs if one.source == "vault"],
-        "network": None if egress is None else _network_json(egress, settings.sandbox.network),
         "preload": terms.preload,
         "reuse": None
         if reuse is None
         else {"uses": reuse.uses, "idleMs": reuse.idle_ms, "ageMs": reuse.age_ms},
+        "stateful": None,
+    }
+
+
+def _of_container(
+    manifest: Manifest, stateful: Stateful, settings: Settings, image: str | None
+) -> dict[str, Any]:
+    # Here, for it has what only these need: 50 ms of imports.
+    from flowmonkeyd.agents import LOG_BURST_BYTES, LOG_BYTES_PER_S
+    from flowmonkeyd.agentwire import JSON_MAX_BYTES
+
+    limits, jobs = RESOURCES[stateful.resources], settings.jobs
+    return {
+        "wallMs": stateful.ttl_hard_ms,
+        "cpuShare": limits.cpus,
+        "cpuMs": None,
+        "memoryBytes": limits.memory_bytes,
+        "threads": limits.pids,
+        "openFiles": limits.files,
+        "outputBytes": JSON_MAX_BYTES,
+        "logBytes": LOG_BURST_BYTES,
+        "logRate": None,
+        "filesystem": "temp",
+        "tempBytes": settings.containers.tmpBytes,
+        "preload": False,
+        "reuse": None,
+        "stateful": {
+            "resources": stateful.resources,
+            "image": image,
+            "ttl": {
+                "defaultMs": stateful.ttl_default_ms,
+                "softMs": stateful.ttl_soft_ms,
+                "hardMs": stateful.ttl_hard_ms,
+            },
+            "checkpoint": {
+                "intervalMs": stateful.checkpoint_interval_ms,
+                "maxSize": stateful.checkpoint_bytes_max,
+                "days": jobs.checkpointDays,
+            },
+            "pauseMaxMs": stateful.pause_ms_max if stateful.pause_enabled else 0,
+            "maxAttempts": jobs.maxAttempts,
+            "heartbeatMs": jobs.heartbeatMs,
+            "logBytesPerS": LOG_BYTES_PER_S,
+            "warm": settings.handlers.of(manifest.type).warm,
+            "perSecond": amount(nanos(settings.billing.jobs.of(stateful.resources))),
+        },
     }
 
 

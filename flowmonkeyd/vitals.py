@@ -106,8 +106,13 @@ class Vitals:
             return {"status": "ok", "detail": "not used: no stateful handler was published"}
         if fleet.problem is not None:
             return {"status": "failed", "detail": fleet.problem}
-        facts = ", ".join(f"{name} {value}" for name, value in fleet.facts.items())
-        return {"status": "ok", "detail": facts}
+        facts = fleet.facts
+        detail = (
+            f"Podman {facts['podman']} with {facts['runtime']}, control groups of version "
+            f"{facts['cgroups']}, {'without' if facts['rootless'] else 'as'} root; "
+            f"{len(facts['proved'])} walls and limits proved"
+        )
+        return {"status": "ok", "detail": detail}
 
     @cached_property
     def _numbers(self) -> _Numbers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Literal
 
 from starlette.requests import Request
@@ -11,15 +12,19 @@ from flowmonkeyd.api.catalog import handler_of
 from flowmonkeyd.api.requests import Api, answer
 from flowmonkeyd.api.wire import Shape
 from flowmonkeyd.documents.manifest import parse_manifest
+from flowmonkeyd.errors import NotFound
 from flowmonkeyd.terms import terms_json
 
 __all__ = [
+    "CheckpointTermsShape",
     "NetworkTermsShape",
     "PoolShape",
     "PoolsShape",
     "ReuseShape",
     "StartsShape",
+    "StatefulTermsShape",
     "TermsShape",
+    "TtlTermsShape",
     "WarmShape",
     "pools",
     "terms",
@@ -90,27 +95,60 @@ class ReuseShape(Shape):
     ageMs: int
 
 
+class TtlTermsShape(Shape):
+    defaultMs: int
+    softMs: int
+    hardMs: int
+
+
+class CheckpointTermsShape(Shape):
+    """`days` is how long they are kept after the job has ended."""
+
+    intervalMs: int
+    maxSize: int
+    days: int
+
+
+class StatefulTermsShape(Shape):
+    """What only a stateful handler has. `image` is the runtime chosen for it when it was published;
+    `pauseMaxMs` 0: it may not pause; `perSecond` dollars of active time, as text."""
+
+    resources: Literal["light", "medium", "heavy", "gpu"]
+    image: str | None
+    ttl: TtlTermsShape
+    checkpoint: CheckpointTermsShape
+    pauseMaxMs: int
+    maxAttempts: int
+    heartbeatMs: int
+    logBytesPerS: int
+    warm: int
+    perSecond: str
+
+
 class TermsShape(Shape):
-    """What a handler may do here; without `reuse`, each execution has a process of its own."""
+    """What a handler may do here; without `reuse`, each execution has a process of its own. Of a
+    stateful one `threads` counts processes too, `wallMs` is active time; `cpuMs` and `logRate` are
+    null."""
 
     type: str
     version: str
     runtime: Literal["python", "node"]
     wallMs: int
     cpuShare: float
-    cpuMs: int
+    cpuMs: int | None
     memoryBytes: int
     threads: int
     openFiles: int
     outputBytes: int
     logBytes: int
-    logRate: int
+    logRate: int | None
     filesystem: Literal["none", "readonly", "temp"]
     tempBytes: int
     secrets: list[str]
     network: NetworkTermsShape | None
     reuse: ReuseShape | None
     preload: bool
+    stateful: StatefulTermsShape | None
 
 
 async def pools(api: Api, request: Request) -> Response:
@@ -122,4 +160,8 @@ async def terms(api: Api, request: Request) -> Response:
     """What a handler may do here: its manifest within the daemon's settings. Without a version:
     the newest."""
     row = await handler_of(api, request.path_params["name"])
-    return answer(terms_json(parse_manifest(row.manifest), api.settings))
+    manifest, image = parse_manifest(row.manifest), None
+    if manifest.stateful is not None and api.builder is not None:
+        with suppress(NotFound):
+            image = await api.builder.runtime_for(row.digest)
+    return answer(terms_json(manifest, api.settings, image))

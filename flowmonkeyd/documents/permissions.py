@@ -47,7 +47,8 @@ def in_words(manifest: Manifest) -> tuple[str, ...]:
             f"runs in a container of the size {stateful.resources!r}, keeps state, "
             f"up to {_time(stateful.ttl_hard_ms)}"
         )
-    return (*_network(manifest.network), read, _FILES[manifest.filesystem], runs)
+    files = _FILES["temp" if stateful else manifest.filesystem]
+    return (*_network(manifest.network), read, files, runs)
 
 
 def parts_of(sbom: bytes) -> list[dict[str, Any]]:

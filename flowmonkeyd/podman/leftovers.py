@@ -27,6 +27,7 @@ __all__ = [
     "group_folders",
     "remove",
     "remove_empty_groups",
+    "remove_run",
     "remove_unfinished",
     "seen",
     "unmount_below",
@@ -127,6 +128,20 @@ def remove_unfinished(places: Places, grace_s: float) -> None:
         with suppress(FileNotFoundError):
             if file.is_file() and time.time() - file.stat().st_mtime >= grace_s:
                 file.unlink()
+
+
+def remove_run(places: Places, parent: str) -> None:
+    """What does not survive a boot, when there is no container that needs it."""
+    if seen(places, parent) or _mount_points(places.run) or any((places.run / "c").glob("*")):
+        return
+    for name in ("c", "etc", "state", "tmp", "work"):
+        shutil.rmtree(places.run / name, ignore_errors=True)
+    # By their kinds: the operator may have given us a folder that has other things.
+    for pattern in ("podman.*", "*.conf", "seccomp.json"):
+        for file in places.run.glob(pattern):
+            file.unlink(missing_ok=True)
+    with suppress(OSError):
+        places.run.rmdir()
 
 
 def unmount_below(folder: Path) -> None:

@@ -69,6 +69,7 @@ TERMS = {
     },
     "reuse": {"uses": 100, "idleMs": 60_000, "ageMs": 600_000},
     "preload": False,
+    "stateful": None,
 }
 
 
@@ -149,3 +150,32 @@ def test_explain_tells_each_case(daemon, change, line):
     daemon.on("GET", "/v1/terms/acme%2Fresize", {**TERMS, **change})
     daemon.on("GET", "/v1/health", HEALTH)
     assert f"\n{line}" in flowctl("sandbox", "explain", "acme/resize").out
+
+
+def test_explain_says_what_a_stateful_handler_has_and_costs(daemon):
+    own = {
+        "resources": "medium",
+        "image": "node20-ffmpeg",
+        "ttl": {"defaultMs": 3_600_000, "softMs": 1_800_000, "hardMs": 7_200_000},
+        "checkpoint": {"intervalMs": 30_000, "maxSize": 64 * 1024**2, "days": 7},
+        "pauseMaxMs": 86_400_000,
+        "maxAttempts": 3,
+        "heartbeatMs": 5000,
+        "logBytesPerS": 16 * 1024,
+        "warm": 0,
+        "perSecond": "0.000030000",
+    }
+    change = {"cpuShare": 1, "cpuMs": None, "logRate": None, "reuse": None, "network": None}
+    daemon.on("GET", "/v1/terms/acme%2Fresize", {**TERMS, **change, "stateful": own})
+    daemon.on("GET", "/v1/health", HEALTH)
+    out = flowctl("sandbox", "explain", "acme/resize").out
+    for promised in (
+        "resources    medium: 1 core, 256 MiB (MEMORY_LIMIT), 64 processes and threads",
+        "image        node20-ffmpeg\n",
+        "time         1 h 0 m of active time (TIMEOUT), 2 h 0 m if it asks for more; a warning "
+        "after 30 m 0 s",
+        "checkpoints  at least every 30.0 s (CHECKPOINT_MISSED after twice that), 64 MiB in all",
+        "pause        24 h 0 m at most, for nothing\n",
+        "price        0.000030000 $ for a second of active time; pauses are free\n",
+    ):
+        assert f"\n{promised}" in out, out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,15 @@ def test_a_restart_keeps_what_is_paused(own_doer, end):
     assert ended["status"] == "completed", ended["error"]
     assert ended["context"]["out"]["got"] == ["late"]
     assert ended["context"]["out"]["starts"] == 1
+
+
+def test_what_was_cancelled_does_not_outlive_the_daemon(own_doer):
+    begun = own_doer.run("save", "hang", wait=False)
+    own_doer.until(begun, lambda job: job["checkpoint"] is not None)
+    own_doer.client.must("POST", f"/v1/executions/{begun['id']}/cancel", {})
+    own_doer.stop()
+    assert own_doer.agents() == []
+    assert not Path(f"/run/{own_doer.install()}").exists()
 
 
 def test_a_machine_that_went_down_costs_an_attempt_and_no_step(own_doer):

@@ -126,3 +126,32 @@ def test_terms_are_shown_with_units():
     assert shown["network"]["ports"] == [80, 443]
     assert shown["network"]["allow"] is None
     assert shown["reuse"] is None
+
+
+def test_a_stateful_handler_is_told_what_its_container_has_and_costs():
+    stateful = parse_manifest(
+        {
+            "handler": {"type": "acme/a", "version": "1.0.0", "stateful": True},
+            "execution": {
+                "resources": "heavy",
+                "ttl": {"soft": 60_000, "default": 90_000, "hard": 120_000},
+                "checkpoint": {"intervalMs": 2000, "maxSize": 4096},
+                "pause": {"maxPauseDuration": 1000},
+                "sandbox": {"network": True},
+            },
+        }
+    )
+    found = terms_json(stateful, settings(jobs__maxAttempts="5"), "python311")
+    assert (found["cpuShare"], found["memoryBytes"]) == (2, 4 * 1024**3)
+    assert (found["wallMs"], found["cpuMs"], found["logRate"]) == (120_000, None, None)
+    assert found["network"]["connections"] == 10_000
+    own = found["stateful"]
+    assert (own["resources"], own["image"], own["perSecond"]) == (
+        "heavy",
+        "python311",
+        "0.000100000",
+    )
+    assert own["ttl"] == {"defaultMs": 90_000, "softMs": 60_000, "hardMs": 120_000}
+    assert own["checkpoint"] == {"intervalMs": 2000, "maxSize": 4096, "days": 7}
+    assert (own["pauseMaxMs"], own["maxAttempts"]) == (1000, 5)
+    assert set(found) == set(terms_json(manifest(), settings()))

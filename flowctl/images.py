@@ -83,8 +83,10 @@ def build(session: Session, name: str | None, every: bool, again: bool) -> None:
     body = {"name": "all" if every else name, "again": again}
     asked = client.send("POST", "/v1/images:build", body).fields()
     ended = [_followed(session, client, one["name"]) for one in asked["items"]]
-    session.output.value(ended, lambda: session.output.table(ended, BUILT))
-    if failed := [one["name"] for one in ended if one["state"] != "ready"]:
+    # A handler's image is called by its package's digest, and asked for by the handler's name.
+    rows = [{**one, "name": name or one["name"]} for one in ended]
+    session.output.value(ended, lambda: session.output.table(rows, BUILT))
+    if failed := [one["name"] for one in rows if one["state"] != "ready"]:
         raise NotCompleted(f"could not be built: {', '.join(failed)}")
 
 

@@ -334,7 +334,7 @@ def _print(output: Output, answer: Answer) -> None:
                 ("created", job.get("createdAt")),
                 ("started", job.get("startedAt")),
                 ("finished", job.get("finishedAt")),
-                ("kept until", job.get("checkpointsExpireAt")),
+                ("kept until", job.get("checkpointsExpireAt") if job.get("checkpoint") else None),
             ]
         )
         if isinstance(job.get("error"), dict):

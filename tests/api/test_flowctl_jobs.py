@@ -84,6 +84,7 @@ COMPLETED = {
 FAILED = {
     **COMPLETED,
     "status": "failed",
+    "checkpoint": RUNNING["checkpoint"],
     "error": {"code": "JOB_LOST", "message": "gone\n", "retryable": True, "details": None},
 }
 RUNNING_TEXT = """\
@@ -113,7 +114,8 @@ step        cut
 handler     acme/film@1.2.0
 tenant      default
 status      failed
-progress    50 %  frame \\e[2J5  eta 12.0 s
+progress    50 %  frame \\e[2J5
+checkpoint  frames, 11 bytes, 3.0 s old
 try         1
 time        20.0 s of 1 h 0 m (at most 24 h 0 m)
 billed      0.002000000 $ for 20.0 s at 0.000100000 $ a second (heavy)

@@ -19,6 +19,7 @@ from flowmonkeyd.api.routes import ROUTES
 from flowmonkeyd.errors import CODES
 from flowmonkeyd.settings import HandlerSection, Settings
 from flowmonkeyd.store.ledger import TYPES
+from tests.stateful.conftest import STORE, skip_without_containers
 
 ROOT = Path(__file__).parents[2]
 DOCS = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
@@ -69,6 +70,18 @@ def test_the_first_flow_of_the_readme_runs_and_finds_nothing(stopped_daemon, tmp
         assert promised in out
     assert "it worked" not in out
     assert "the key bob-1 was used before" in err
+
+
+@pytest.mark.slow
+def test_the_readmes_work_of_hours_pauses_and_ends_with_the_bill(stopped_daemon, tmp_path):
+    skip_without_containers()
+    stopped_daemon.start("--set", f"containers.imageStores={STORE.resolve()}")
+    script = shell_of((ROOT / "README.md").read_text(), "Work that takes hours")
+    code, out, err = bash(script, tmp_path, stopped_daemon.env)
+    assert code == 0, err
+    assert '"counted": 30' in out
+    assert '"word": "enough"' in out
+    assert re.search(r"^count@1\.0\.0 +1 +0\.0000\d{5} \$", out, re.MULTILINE), out
 
 
 @pytest.mark.slow

@@ -272,6 +272,7 @@ class Fleet:
             return
         if instance.id in self._owned:  # nobody has cancelled the job meanwhile
             self._held[job] = _Held(instance, time.monotonic())
+            self._room.can_be_made()
 
     async def thaw(self, instance: Instance) -> None:
         """Let it go on. Raises ContainerError."""
@@ -449,6 +450,10 @@ class _Room:
     def give(self, size: int) -> None:
         """So much is free again."""
         self._left += size
+        self._given.set()
+
+    def can_be_made(self) -> None:
+        """There is something now that could be ended for who waits."""
         self._given.set()
 
     def claim(self, size: int) -> None:

@@ -55,6 +55,27 @@ async def test_eight_hours_at_work_and_two_in_a_pause_are_2_88(fm, machine):
     assert again.started_ns - segment.last_ns == 2 * HOUR_MS * 10**6
 
 
+# An execution may take 24 hours by the clock on the wall, whatever becomes of that.
+@pytest.mark.parametrize("hours", [20, -24])
+async def test_a_clock_that_is_set_changes_no_bill_and_ends_no_job(fm, machine, hours):
+    run = await fm.create("f")
+    instance = await machine.start()
+    await beat_for(fm, instance, HOUR_MS)
+    machine.jump(hours * HOUR_MS)
+    await fm.settle()
+    assert await machine.claim() is None  # its lease holds
+    await beat_for(fm, instance, HOUR_MS)
+    await instance.pause(event="uploaded")
+    machine.jump(-hours * HOUR_MS)
+    await fm.send_event("uploaded", {"n": 1})
+    instance = await machine.thaw(instance)
+    await beat_for(fm, instance, HOUR_MS)
+    await instance.finish()
+    await fm.settle()
+    assert (await fm.get(run.id)).status == "completed"
+    assert await lines(fm) == [("heavy", "1.080000000", 1)]
+
+
 async def test_what_nobody_saw_before_a_crash_is_free(fm, machine):
     await fm.create("f")
     instance = await machine.start()

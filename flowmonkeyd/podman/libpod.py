@@ -36,6 +36,8 @@ _Answer = TypeVar("_Answer")
 # A start takes 0.1 s of two threads' time; more at once only wait for each other.
 _THREADS = 8
 _START_S = 20.0
+# Go's words for a bug; Podman 4.3 answers so once in a while when it has just begun.
+_PANIC = "runtime error: "
 _STOP_S = 5.0
 # Where Debian has the OCI runtimes and conmon, whoever started the daemon.
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -255,7 +257,9 @@ class Libpod:
     def _end(self) -> None:
         """Kill the process; the threads' connections break. It is started again by `_ensure`."""
         if self._process is not None:
-            self._process.kill()
+            # Without root Podman runs itself again; conmon and what it started have left the group.
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
         if self._client is not None:
@@ -312,6 +316,8 @@ class Ask:
         except (APIError, OSError) as exc:  # those of requests are OSErrors
             raise NotAnswering(f"its service process went away: {exc}") from exc
         if answer.status_code >= 400:
+            if _message(text).startswith(_PANIC):
+                raise NotAnswering(f"it has crashed: {_message(text)}")
             code = "NOT_FOUND" if answer.status_code == 404 else "UNAVAILABLE"
             raise ContainerError(code, f"podman: {_message(text)}")
         return json.loads(text) if text.strip() else None

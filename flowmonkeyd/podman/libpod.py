@@ -223,8 +223,6 @@ class Libpod:
         await asyncio.to_thread(self._start)
 
     def _start(self) -> None:
-        from podman.api.client import APIClient  # with requests: 0.2 s, for who runs containers
-
         places = self.places
         places.socket.unlink(missing_ok=True)
         # Should this daemon be killed, nobody is left behind.
@@ -252,7 +250,7 @@ class Libpod:
                 self._end()
                 raise NotAnswering(f"its service process does not start: {self._last_words()}")
             time.sleep(0.005)
-        self._client = APIClient(base_url=f"http+unix://{places.socket}")
+        self._client = _client(places.socket)
 
     def _end(self) -> None:
         """Kill the process; the threads' connections break. It is started again by `_ensure`."""
@@ -300,7 +298,6 @@ class Ask:
     ) -> Any:
         from podman.errors import APIError
 
-        # podman-py would forget the socket of a connection that is refused without closing it.
         if self._client is None or not _is_listening(self._socket):
             kind = NotAnswering if self._has_asked else _NotBegun
             raise kind("its service process went away")
@@ -321,6 +318,31 @@ class Ask:
             code = "NOT_FOUND" if answer.status_code == 404 else "UNAVAILABLE"
             raise ContainerError(code, f"podman: {_message(text)}")
         return json.loads(text) if text.strip() else None
+
+
+def _client(listening: Path) -> Any:
+    """podman-py's, with connections that close their socket when they are refused."""
+    from podman.api.client import APIClient  # with requests: 0.2 s, for who runs containers
+    from podman.api.uds import UDSConnection, UDSConnectionPool
+
+    class Connection(UDSConnection):
+        def connect(self) -> None:
+            made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            made.settimeout(self.timeout)
+            try:
+                made.connect(str(listening))
+            except OSError:
+                made.close()
+                raise
+            self.sock = made
+
+    class Pool(UDSConnectionPool):
+        ConnectionCls = Connection
+
+    client: Any = APIClient(base_url=f"http+unix://{listening}")
+    for adapter in client.adapters.values():
+        adapter.poolmanager.pool_classes_by_scheme = {"http": Pool, "https": Pool}
+    return client
 
 
 def _message(text: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,9 +107,17 @@ class Groups:
     folders: Mapping[str, Path]
 
     @classmethod
-    def of(cls, pid: int | str, proc: Path = Path("/proc")) -> Groups:
-        """Those a process is in. Raises OSError when it is gone or a hierarchy is not mounted."""
+    def of(cls, pid: int | str, proc: Path = Path("/proc"), marks: Sequence[str] = ("",)) -> Groups:
+        """Those a process is in, the path of each with one of the marks in it. Raises OSError when
+        it is gone or a hierarchy is not mounted.
+
+        One that has ended and was not waited for yet is shown in the root of all groups, where
+        everybody is: without marks, `kill` would mean the whole machine.
+        """
         groups = dict(_group_lines((proc / str(pid) / "cgroup").read_text()))
+        for controller in _CONTROLLERS if "memory" in groups else ("",):
+            if not any(mark in groups.get(controller, "") for mark in marks):
+                raise ProcessLookupError(f"process {pid} has ended or is another's")
         mounts = dict(_group_mounts((proc / "self/mountinfo").read_text()))
         if "memory" in groups:
             missing = [c for c in _CONTROLLERS if c not in groups or c not in mounts]
@@ -196,12 +204,16 @@ class Groups:
         return _read(self.freezer).strip() == "FROZEN"
 
     def kill(self) -> None:
-        """Kill the processes that are in it, frozen ones too, without letting them run on."""
+        """Kill the processes that are in it, frozen ones too, without letting them run on. Never a
+        group that we are in ourselves."""
+        pids = self.pids()
+        if os.getpid() in pids:
+            return
         with suppress(OSError):
             if self.version == 2:
                 (self.folders["freezer"] / "cgroup.kill").write_text("1")  # since Linux 5.14
         # On version 1 a frozen process meets its signal when it thaws, before anything else.
-        for pid in self.pids():
+        for pid in pids:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         with suppress(OSError):

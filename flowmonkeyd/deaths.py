@@ -12,7 +12,6 @@ import os
 import signal
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from flowmonkeyd.confinement import Groups
 
@@ -38,16 +37,13 @@ class Deaths:
         return key in self._watched
 
     def watch(self, key: str, pid: int, marks: tuple[str, ...]) -> Groups:
-        """Hold on to a process that is in a group whose path has one of the marks, so that its
+        """Hold on to a process that is in groups whose paths have one of the marks, so that its
         number cannot mean another. Raises OSError when there is none such."""
         if key in self._watched:
             return self._watched[key].groups
         pidfd = os.pidfd_open(pid)
         try:
-            path = Path(f"/proc/{pid}/cgroup").read_text()
-            if not any(mark in path for mark in marks):
-                raise ProcessLookupError(f"process {pid} is another's")
-            groups = Groups.of(pid)
+            groups = Groups.of(pid, marks=marks)
             watched = _Watched(pidfd, groups, _oom_listener(groups))
         except BaseException:
             os.close(pidfd)

@@ -244,7 +244,7 @@ def _members(mark: str) -> Iterator[tuple[int, Path]]:
             if mark in (folder / "cgroup").read_text():
                 state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
                 if state not in "ZX":
-                    yield int(folder.name), Groups.of(folder.name).freezer
+                    yield int(folder.name), Groups.of(folder.name, marks=(mark,)).freezer
 
 
 def _delete_in_runtime(folder: Path) -> None:

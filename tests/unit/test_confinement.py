@@ -174,6 +174,39 @@ def test_where_the_groups_of_a_process_are(tmp_path, groups, mounts, version, fo
     assert (found.version, str(found.folders["memory"])) == (version, folder)
 
 
+@pytest.mark.parametrize(
+    "groups",
+    [
+        # As the kernel shows one of version 1 that has ended: in the root, with everybody.
+        "4:memory:/\n3:cpu,cpuacct:/\n2:pids:/\n1:freezer:/\n0::/fm-1/libpod-aa\n",
+        "4:memory:/fm-1/aa\n3:cpu,cpuacct:/fm-1/aa\n2:pids:/\n1:freezer:/fm-1/aa\n0::/\n",
+        "0::/\n",
+        "0::/fm-1/bb\n",
+    ],
+)
+def test_a_process_that_has_ended_or_is_anothers_has_no_groups_of_ours(tmp_path, groups):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "self").mkdir()
+    (tmp_path / "7/cgroup").write_text(groups)
+    (tmp_path / "self/mountinfo").write_text("")
+    with pytest.raises(ProcessLookupError):
+        Groups.of(7, tmp_path, marks=("aa",))
+
+
+def test_groups_that_we_are_in_are_never_killed(tmp_path):
+    child = subprocess.Popen(["/bin/sleep", "60"])
+    (tmp_path / "cgroup.procs").write_text(f"{child.pid}\n{os.getpid()}\n")
+    try:
+        Groups(1, dict.fromkeys(("memory", "cpu", "pids", "freezer"), tmp_path)).kill()
+        assert child.poll() is None
+        (tmp_path / "cgroup.procs").write_text(f"{child.pid}\n")
+        Groups(1, dict.fromkeys(("memory", "cpu", "pids", "freezer"), tmp_path)).kill()
+        assert child.wait() == -9
+    finally:
+        child.kill()
+        child.wait()
+
+
 def test_a_hierarchy_that_is_seen_in_part_only_is_not_used(tmp_path):
     (tmp_path / "7").mkdir()
     (tmp_path / "self").mkdir()

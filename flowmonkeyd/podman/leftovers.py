@@ -38,6 +38,7 @@ __all__ = [
 _ID = re.compile(r"[0-9a-f]{64}")
 _RUNTIMES = ("runc", "crun")
 _RUNTIME_S = 10.0
+_EMPTY_ROUNDS = 50
 _ROUNDS, _ROUND_S = 200, 0.01  # a killed process needs some milliseconds; a loaded machine more
 _MNT_DETACH = 2
 
@@ -164,12 +165,17 @@ def group_folders(parent: str) -> list[Path]:
 
 
 def remove_empty_groups(parent: str) -> None:
-    """The group above those of containers, when there is nothing in it but conmon's, empty."""
+    """The group above those of containers, when there is nothing in it but conmon's, empty or soon:
+    each ends a moment after its container is removed."""
     for group in group_folders(parent):
-        with suppress(OSError):
-            for one in _folders(group):
-                one.rmdir()
-            group.rmdir()
+        for _ in range(_EMPTY_ROUNDS):
+            with suppress(OSError):
+                for one in _folders(group):
+                    one.rmdir()
+                group.rmdir()
+            if [one.name for one in _folders(group)] != ["conmon"]:
+                break
+            time.sleep(_ROUND_S)
 
 
 def _conmons(places: Places) -> Iterator[tuple[str, int]]:

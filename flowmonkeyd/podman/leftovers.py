@@ -49,11 +49,16 @@ def seen(places: Places, parent: str) -> set[str]:
     `parent` is the control group above theirs. Take this before Podman's list: what is made
     meanwhile is then in the list and not in here.
     """
+    # A conmon writes it when its container ends, also when Podman has forgotten that meanwhile.
+    exits = (file.name for file in (places.tmp / "exits").glob("*"))
+    return _there(places, parent) | {name for name in exits if _ID.fullmatch(name)}
+
+
+def _there(places: Places, parent: str) -> set[str]:
+    """The ids of containers that are more than the word that they have ended."""
     found = {found_id for found_id, _ in _conmons(places)}
     found |= {folder.name for folder in _runtime_folders(places)}
     found |= {folder.name for folder in _container_folders(places)}
-    # A conmon writes it when its container ends, also when Podman has forgotten that meanwhile.
-    found |= {file.name for file in (places.tmp / "exits").glob("*") if _ID.fullmatch(file.name)}
     for group in group_folders(parent):
         found |= {name for one in _folders(group) for name in _ID.findall(one.name)}
     return found
@@ -133,7 +138,7 @@ def remove_unfinished(places: Places, grace_s: float) -> None:
 
 def remove_run(places: Places, parent: str) -> None:
     """What does not survive a boot, when there is no container that needs it."""
-    if seen(places, parent) or _mount_points(places.run) or any((places.run / "c").glob("*")):
+    if _there(places, parent) or _mount_points(places.run) or any((places.run / "c").glob("*")):
         return
     for name in ("c", "etc", "state", "tmp", "work"):
         shutil.rmtree(places.run / name, ignore_errors=True)

@@ -122,10 +122,17 @@ def end_pause(places: Places) -> None:
 
 
 def unmount_storage(places: Places) -> None:
-    """What Podman mounts over its own storage, when no container's root is in it."""
+    """What Podman mounts over its own storage, when no container's root is in it. The `podman
+    container cleanup` that a conmon becomes in the end mounts it once more: it is waited for."""
     top = places.storage / "overlay"
-    if _mount_points(top) == [top]:
+    for _ in range(_ROUNDS):
+        if not any(_cleanups(places)):
+            break
+        time.sleep(_ROUND_S)
+    while (points := _mount_points(top)) and set(points) == {top}:
         _unmount(top)
+        if _mount_points(top) == points:
+            return  # it may not be done
 
 
 def remove_unfinished(places: Places, grace_s: float) -> None:
@@ -138,7 +145,7 @@ def remove_unfinished(places: Places, grace_s: float) -> None:
 
 def remove_run(places: Places, parent: str) -> None:
     """What does not survive a boot, when there is no container that needs it."""
-    if _there(places, parent) or _mount_points(places.run) or any((places.run / "c").glob("*")):
+    if _there(places, parent) or _mount_points(places.run) or list((places.run / "c").glob("*")):
         return
     for name in ("c", "etc", "state", "tmp", "work"):
         shutil.rmtree(places.run / name, ignore_errors=True)
@@ -181,6 +188,17 @@ def remove_empty_groups(parent: str) -> None:
             if [one.name for one in _folders(group)] != ["conmon"]:
                 break
             time.sleep(_ROUND_S)
+
+
+def _cleanups(places: Places) -> Iterator[int]:
+    """The processes that clean up after a container of ours on their own."""
+    storage = str(places.storage).encode()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with suppress(OSError):
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                if b"cleanup" in words and any(storage in word for word in words):
+                    yield int(folder.name)
 
 
 def _conmons(places: Places) -> Iterator[tuple[str, int]]:

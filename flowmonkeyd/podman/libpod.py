@@ -150,7 +150,8 @@ class Libpod:
 
     async def close(self) -> None:
         """End the process. Nobody may be in a call."""
-        await self.stop()
+        async with self._starting:
+            await self.stop()
         await asyncio.to_thread(self._threads.shutdown)
 
     async def stop(self) -> None:
@@ -220,7 +221,13 @@ class Libpod:
         if self._process is not None:
             log.warning("podman's service process has ended (%s)", self._process.returncode)
             self._end()
-        await asyncio.to_thread(self._start)
+        starting = asyncio.get_running_loop().run_in_executor(None, self._start)
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # Who ends the process next must find it: a thread cannot be cancelled.
+            await asyncio.wait({starting})
+            raise
 
     def _start(self) -> None:
         places = self.places

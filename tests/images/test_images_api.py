@@ -29,7 +29,7 @@ def daemon(tmp_path, shared):
     one.start("--set", f"containers.imageStores={shared}")
     yield one
     if one.is_running:
-        one.kill9()
+        one.stop()  # killed, it would leave Podman's mount to its next start
 
 
 @pytest.mark.slow

@@ -157,16 +157,12 @@ class WarmPool:
         """All that were declared or asked for."""
         return list(self._shelves)
 
-    def take(self, kind: Kind, counts: bool = True) -> Waiting | None:
-        """The one that has waited longest, now the caller's; None: there is none.
-
-        `counts` False asks without being demand: another shelf has counted it.
-        """
+    def take(self, kind: Kind) -> Waiting | None:
+        """The one that has waited longest, now the caller's; None: there is none."""
         shelf = self._shelves.get(kind)
         if shelf is None:
             shelf = self._shelves[kind] = _Shelf(kind, Floor())
-        if counts:
-            shelf.demand.arrived(self._time())
+        shelf.demand.arrived(self._time())
         self._wake.set()
         while shelf.waiting:
             found = shelf.waiting.pop(0)
@@ -175,7 +171,7 @@ class WarmPool:
                 shelf.hits += 1
                 shelf.promised = max(0, shelf.promised - 1)
                 return found
-        shelf.misses += counts
+        shelf.misses += 1
         return None
 
     async def relieve(self) -> bool:

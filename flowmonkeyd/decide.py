@@ -84,7 +84,7 @@ def begin(execution: Execution, step: Step, now_ms: int) -> tuple[Execution, lis
     events: list[Event] = []
     if execution.status is ExecutionStatus.PENDING:
         status = execution_after(execution.status, "start")
-        execution = replace(execution, status=status, started_at_ms=now_ms, updated_at_ms=now_ms)
+        execution = execution._replace(status=status, started_at_ms=now_ms, updated_at_ms=now_ms)
         events.append(("execution.started", step.id, None))
     events.append(("step.started", step.id, {"attempt": execution.attempt}))
     return execution, events
@@ -106,7 +106,7 @@ def finish(
 ) -> Decision:
     """An attempt of the current step ended with `result`."""
     step = flow.steps[execution.current_step_id or ""]
-    execution = replace(execution, step_count=execution.step_count + 1, updated_at_ms=now_ms)
+    execution = execution._replace(step_count=execution.step_count + 1, updated_at_ms=now_ms)
     decision = Decision(execution, outcome=result.outcome, attempt_error=result.error)
     if result.outcome is Outcome.SUCCESS:
         problem = _store_output(decision, step, context, result, limits)
@@ -143,8 +143,7 @@ def resume(
     """
     step = flow.steps[execution.current_step_id or ""]
     status = execution_after(execution.status, "resume")
-    execution = replace(
-        execution,
+    execution = execution._replace(
         status=status,
         updated_at_ms=now_ms,
         wake_at_ms=None,
@@ -169,7 +168,7 @@ def resume(
     if wait.kind in (WaitKind.RETRY, WaitKind.PAUSE):
         decision.next_step = step
         return decision
-    decision.execution = replace(execution, attempt=0)
+    decision.execution = execution._replace(attempt=0)
     target = step.transitions.on_resume or step.transitions.on_success
     _go(decision, flow, context, target, "resume", now_ms, limits)
     return decision
@@ -178,7 +177,7 @@ def resume(
 def park(execution: Execution, step: Step, wait: Wait, now_ms: int) -> Decision:
     """The attempt goes on elsewhere (in children) or later (a job's pause) and has not ended: no
     history, no step counted."""
-    decision = Decision(replace(execution, updated_at_ms=now_ms))
+    decision = Decision(execution._replace(updated_at_ms=now_ms))
     _sleep(decision, step, wait, now_ms)
     return decision
 
@@ -186,8 +185,8 @@ def park(execution: Execution, step: Step, wait: Wait, now_ms: int) -> Decision:
 def unpark(execution: Execution, now_ms: int) -> tuple[Execution, list[Event]]:
     """The parked attempt is about to `finish`."""
     status = execution_after(execution.status, "resume")
-    execution = replace(
-        execution, status=status, wait_reason=None, wake_at_ms=None, updated_at_ms=now_ms
+    execution = execution._replace(
+        status=status, wait_reason=None, wake_at_ms=None, updated_at_ms=now_ms
     )
     return execution, [("execution.resumed", execution.current_step_id, None)]
 
@@ -196,7 +195,7 @@ def fail(
     execution: Execution, context: Context, error: StepError, now_ms: int, limits: Limits
 ) -> Decision:
     """An engine error: the execution fails at once, with no retry and no onFailure."""
-    decision = Decision(replace(execution, updated_at_ms=now_ms))
+    decision = Decision(execution._replace(updated_at_ms=now_ms))
     _end_failed(decision, context, error, now_ms, limits)
     return decision
 
@@ -220,8 +219,7 @@ def cancel(
         "details": None,
         "timestampMs": now_ms,
     }
-    execution = replace(
-        execution,
+    execution = execution._replace(
         status=status,
         attempt=0,
         error=error,
@@ -263,8 +261,7 @@ def same(a: Any, b: Any) -> bool:
 def retry(execution: Execution, step: Step, now_ms: int) -> Decision:
     """A failed or cancelled execution runs on from `step`."""
     status = execution_after(execution.status, "retry")
-    execution = replace(
-        execution,
+    execution = execution._replace(
         status=status,
         current_step_id=step.id,
         attempt=0,
@@ -331,8 +328,8 @@ def _completed(decision: Decision, step: Step, result: TaskResult) -> None:
 def _sleep(decision: Decision, step: Step, wait: Wait, now_ms: int) -> None:
     execution = decision.execution
     status = execution_after(execution.status, "wait")
-    decision.execution = replace(
-        execution, status=status, wake_at_ms=wait.wake_at_ms, wait_reason=wait.reason
+    decision.execution = execution._replace(
+        status=status, wake_at_ms=wait.wake_at_ms, wait_reason=wait.reason
     )
     decision.wait = wait
     if wait.kind is not WaitKind.RETRY:  # a retry has announced itself with step.retry
@@ -360,7 +357,7 @@ def _failed(
         if execution.step_count >= limits.steps_max:
             _end_failed(decision, context, _too_many_steps(limits), now_ms, limits)
             return
-        decision.execution = replace(execution, attempt=execution.attempt + 1)
+        decision.execution = execution._replace(attempt=execution.attempt + 1)
         data = {
             "attempt": execution.attempt + 1,
             "maxAttempts": step.retry.max_attempts,
@@ -425,7 +422,7 @@ def _go(
     here = execution.current_step_id
     if target is None:
         status = execution_after(execution.status, "complete")
-        decision.execution = replace(execution, status=status, attempt=0, finished_at_ms=now_ms)
+        decision.execution = execution._replace(status=status, attempt=0, finished_at_ms=now_ms)
         _forget_error(decision, context, limits)
         decision.events.append(("execution.completed", None, {"totalSteps": execution.step_count}))
         return
@@ -435,7 +432,7 @@ def _go(
         error = StepError("INVALID_TRANSITION", message, retryable=False)
         _end_failed(decision, context, error, now_ms, limits)
         return
-    decision.execution = replace(execution, current_step_id=step.id, attempt=0)
+    decision.execution = execution._replace(current_step_id=step.id, attempt=0)
     if execution.step_count >= limits.steps_max:
         _end_failed(decision, context, _too_many_steps(limits), now_ms, limits)
         return
@@ -456,8 +453,8 @@ def _end_failed(
         "details": error.details,
         "timestampMs": now_ms,
     }
-    decision.execution = replace(
-        execution, status=status, attempt=0, error=shown, finished_at_ms=now_ms
+    decision.execution = execution._replace(
+        status=status, attempt=0, error=shown, finished_at_ms=now_ms
     )
     _forget_error(decision, context, limits)
     decision.events.append(

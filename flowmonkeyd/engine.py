@@ -8,7 +8,7 @@ next is in the tables, and the start after `kill -9` is the ordinary start.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from flowmonkeyd import decide, jobsteps, jsontext
@@ -259,7 +259,7 @@ class Engine(Work, JobWork, Publishing):
             decision.events = [(n, s, {**(d or {}), "by": by}) for n, s, d in decision.events]
             if record.parent_key is not None:
                 waits.child_again(tx, record.parent_key, key)
-            jobsteps.reopened(tx, replace(record, execution=decision.execution))
+            jobsteps.reopened(tx, record._replace(execution=decision.execution))
             self._steps.save(tx, record, decision)
             return executions.shown(tx, key)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
-__all__ = ["dumps", "encode", "loads", "size_bytes"]
+__all__ = ["dumps", "encode", "loads", "size_bytes", "stored"]
 
 
 def loads(text: str | bytes | bytearray) -> Any:
@@ -20,6 +20,11 @@ def loads(text: str | bytes | bytearray) -> Any:
     if _has_infinity(to_json(value)):  # it takes 1e400 for one
         raise ValueError("a number is beyond the range of a double")
     return value
+
+
+def stored(text: str | bytes) -> Any:
+    """Parse what `dumps` or `encode` made: nothing is left to be refused in it."""
+    return from_json(text, cache_strings="keys")
 
 
 def dumps(value: Any) -> str:

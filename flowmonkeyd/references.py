@@ -70,7 +70,8 @@ class References:
             version = row.version
         if version is None:
             return None
-        is_stateful = catalog.is_stateful(tx, ref.type, version)
+        package = catalog.package_of(tx, ref.type, version)
+        is_stateful = package is not None and package.is_stateful
         return Lane.CONTAINER if is_stateful else Lane.SANDBOX, version
 
     def why_missing(self, tx: Tx, ref: HandlerRef) -> str:

@@ -203,6 +203,7 @@ class Steps:
         children = self._start_children(tx, record, result)
         if isinstance(children, StepError):
             tx.execute("ROLLBACK TO children")
+            tx.known.clear()
         tx.execute("RELEASE children")
         return children
 

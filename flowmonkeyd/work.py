@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from flowmonkeyd import builtin, decide
+from flowmonkeyd.decide import Event
 from flowmonkeyd.documents import selectors
 from flowmonkeyd.errors import LeaseLost, NotFound
 from flowmonkeyd.jobsteps import visit_of
@@ -73,23 +73,34 @@ class Work:
         first = (tx.boot << 32) + self._leases + 1
         lease_ms = _lease_ms(lane)
         rows = tasks.claim(tx, lane, limit, first, lease_ms, worker, handler_type, execution)
+        if not rows:
+            return []
         self._leases += len(rows)
-        return [self._begin(tx, row) for row in rows]
+        records = executions.load_all(tx, [row.execution for row in rows])
+        events: list[tuple[int | None, Event]] = []
+        claimed = [self._begin(tx, row, records[row.execution], events) for row in rows]
+        ledger.append_all(tx, events)
+        return claimed
 
-    def _begin(self, tx: Tx, row: tasks.TaskRow) -> Task:
-        record = executions.load(tx, row.execution)
+    def _begin(
+        self,
+        tx: Tx,
+        row: tasks.TaskRow,
+        record: Record,
+        events: list[tuple[int | None, Event]],
+    ) -> Task:
         flow = self._steps.names.flow(tx, record.flow_key, record.flow_digest)
         step = flow.steps[row.step_id]
-        execution, events = decide.begin(record.execution, step, tx.now_ms)
+        execution, begun = decide.begin(record.execution, step, tx.now_ms)
         if row.lane != Lane.CONTAINER or not _goes_on(tx, record, step):
-            ledger.append(tx, record.key, events)
+            events += [(record.key, event) for event in begun]
         if execution.status is not record.execution.status:
             executions.save(tx, record, execution, None)
         needed = selectors.keys_needed(step.input)
         record = executions.with_keys(
             tx, record, record.context.spilled if needed is None else needed
         )
-        handler = catalog.handler_row(tx, row.type, row.version)
+        package = catalog.package_of(tx, row.type, row.version)
         assert row.lease_id is not None
         assert row.claimed_at_ms is not None
         return Task(
@@ -107,8 +118,8 @@ class Work:
             context=record.context.values,
             queued_at_ms=row.queued_at_ms,
             claimed_at_ms=row.claimed_at_ms,
-            package_digest=handler.digest if handler else None,
-            manifest=handler.manifest if handler else None,
+            package_digest=package.digest if package else None,
+            manifest=package.manifest if package else None,
             context_complete=record.context.is_complete,
         )
 
@@ -229,7 +240,7 @@ class Work:
         execution, events = decide.begin(record.execution, step, tx.now_ms)
         ledger.append(tx, record.key, events)
         record = _with_needed(tx, record, step)
-        record = replace(record, execution=execution)
+        record = record._replace(execution=execution)
         values = record.context.values
         try:
             given = NO_VALUE

@@ -12,6 +12,7 @@ from flowmonkeyd.store.store import Tx
 __all__ = [
     "FlowRow",
     "HandlerRow",
+    "Package",
     "deprecate_handler",
     "digests",
     "flow_document",
@@ -23,9 +24,9 @@ __all__ = [
     "has_stateful",
     "insert_flow",
     "insert_handler",
-    "is_stateful",
     "list_flows",
     "list_handlers",
+    "package_of",
     "sign_handler",
     "yank_handler",
 ]
@@ -59,6 +60,15 @@ class HandlerRow:
     key_id: str | None
     signature: str | None
     deprecation: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """The part of a handler version that is fixed when it is published."""
+
+    digest: str
+    manifest: str
+    is_stateful: bool  # its steps are jobs
 
 
 _FLOW = "key, id, version, name, digest, document, step_count, applied_at_ms"
@@ -132,12 +142,17 @@ def handler_row(source: Source, handler_type: str, version: str) -> HandlerRow |
     return HandlerRow(*row) if row else None
 
 
-def is_stateful(source: Source, handler_type: str, version: str) -> bool:
-    """Whether the steps of this handler version are jobs."""
-    row = source.execute(
-        "SELECT stateful FROM handlers WHERE type = ? AND version = ?", (handler_type, version)
-    ).fetchone()
-    return row is not None and row[0] == 1
+def package_of(tx: Tx, handler_type: str, version: str) -> Package | None:
+    """What a step of this handler version runs; it never changes once published."""
+    name = (handler_type, version)
+    known: Package | None = tx.known.get(name)
+    if known is None:
+        row = tx.execute(
+            "SELECT digest, manifest, stateful FROM handlers WHERE type = ? AND version = ?", name
+        ).fetchone()
+        if row is not None:
+            known = tx.known[name] = Package(row[0], row[1], row[2] == 1)
+    return known
 
 
 def handler_versions(source: Source, handler_type: str) -> list[HandlerRow]:

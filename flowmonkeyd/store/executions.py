@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from flowmonkeyd import jsontext
 from flowmonkeyd.context import Change, Context
@@ -27,6 +28,7 @@ __all__ = [
     "list_page",
     "live_children",
     "load",
+    "load_all",
     "next_deadline_ms",
     "overdue",
     "remember_key",
@@ -40,10 +42,10 @@ Source = Tx | sqlite3.Connection
 
 # Expired idempotency keys are swept this many at a time, so that no write takes long.
 SWEEP_MAX = 500
+PINS_MAX = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """An execution's row: what the API shows, and what only the engine needs."""
 
     key: int
@@ -58,6 +60,7 @@ class Record:
     execution_ms: int
     wait_ms: int
     deadline_ms: int | None
+    saved_status: ExecutionStatus  # of the row; `execution` may be ahead of it
 
 
 _COLUMNS = (
@@ -136,7 +139,15 @@ def insert(
         execution_ms=timeouts.execution_ms,
         wait_ms=timeouts.wait_ms,
         deadline_ms=deadline_ms,
+        saved_status=execution.status,
     )
+
+
+def load_all(tx: Tx, keys: Sequence[int]) -> dict[int, Record]:
+    """As `load`, of several executions, by key."""
+    marks = ", ".join("?" * len(keys))
+    rows = tx.execute(f"SELECT {_COLUMNS}{_FROM} WHERE e.key IN ({marks})", tuple(keys))
+    return {row[0]: _record(row) for row in rows.fetchall()}
 
 
 def load(source: Source, key: int) -> Record:
@@ -219,43 +230,40 @@ def save(tx: Tx, before: Record, execution: Execution, change: Change | None) ->
         deadline_ms = tx.now_ms + before.execution_ms
         tx.hints.due(deadline_ms)
     old = before.execution
-    tx.execute(
-        "UPDATE executions SET status = ?, step_id = ?, step_count = ?, attempt = ?,"
-        " updated_at_ms = ?, started_at_ms = ?, finished_at_ms = ?, deadline_ms = ?"
-        " WHERE key = ?",
-        (
-            execution.status.value,
-            execution.current_step_id,
-            execution.step_count,
-            execution.attempt,
-            execution.updated_at_ms,
-            execution.started_at_ms,
-            execution.finished_at_ms,
-            deadline_ms,
-            before.key,
-        ),
-    )
+    sets = {
+        "status": execution.status.value,
+        "step_id": execution.current_step_id,
+        "step_count": execution.step_count,
+        "attempt": execution.attempt,
+        "updated_at_ms": execution.updated_at_ms,
+        "started_at_ms": execution.started_at_ms,
+        "finished_at_ms": execution.finished_at_ms,
+        "deadline_ms": deadline_ms,
+    }
+    if execution.status is before.saved_status:  # three indexes are left alone
+        for unchanged in ("status", "started_at_ms", "finished_at_ms", "deadline_ms"):
+            del sets[unchanged]
     if execution.error is not old.error or execution.cancellation is not old.cancellation:
-        tx.execute(
-            "UPDATE executions SET error = ?, cancellation = ? WHERE key = ?",
-            (_text(execution.error), _text(execution.cancellation), before.key),
-        )
+        sets["error"] = _text(execution.error)
+        sets["cancellation"] = _text(execution.cancellation)
     context = before.context
     if change is not None:
         context = change.context
-        tx.execute(
-            "UPDATE executions SET context = ?, spilled = ?, context_bytes = ? WHERE key = ?",
-            (
-                jsontext.dumps(context.inline),
-                jsontext.dumps(context.spilled) if context.spilled else None,
-                context.total_bytes,
-                before.key,
-            ),
-        )
+        sets["context"] = jsontext.dumps(context.inline)
+        sets["spilled"] = jsontext.dumps(context.spilled) if context.spilled else None
+        sets["context_bytes"] = context.total_bytes
+    names = ", ".join([f"{name} = ?" for name in sets])
+    tx.execute(f"UPDATE executions SET {names} WHERE key = ?", (*sets.values(), before.key))
+    if change is not None:
         _save_rows(tx, before.key, change)
     if execution.status.is_final:
         tx.hints.ended.add(execution.id)
-    return replace(before, execution=execution, context=context, deadline_ms=deadline_ms)
+    return before._replace(
+        execution=execution,
+        context=context,
+        deadline_ms=deadline_ms,
+        saved_status=execution.status,
+    )
 
 
 def save_pins(tx: Tx, key: int, pins: Mapping[str, str]) -> None:
@@ -273,8 +281,8 @@ def with_keys(source: Source, record: Record, names: Iterable[str]) -> Record:
         (text,) = source.execute(
             "SELECT value FROM context_values WHERE execution = ? AND name = ?", (record.key, name)
         ).fetchone()
-        loaded[name] = jsontext.loads(text)
-    return replace(record, context=replace(context, loaded=loaded))
+        loaded[name] = jsontext.stored(text)
+    return record._replace(context=replace(context, loaded=loaded))
 
 
 def full_context(source: Source, record: Record) -> Record:
@@ -428,34 +436,34 @@ def _record(row: tuple[Any, ...]) -> Record:
         cancellation=_value(cancellation),
         attempt=attempt,
     )
-    kept = Context(jsontext.loads(context), _value(spilled) or {}, {}, context_bytes)
+    kept = Context(jsontext.stored(context), _value(spilled) or {}, {}, context_bytes)
     return Record(
         key,
         flow_key,
         flow_digest,
         execution,
         kept,
-        _value(pins) or {},
+        {} if pins is None else _pins(pins),
         parent,
         child_index,
         depth,
         execution_ms,
         wait_ms,
         deadline_ms,
+        execution.status,
     )
 
 
 def _shown(row: tuple[Any, ...]) -> Record:
     *record_row, parent_id, wake_at_ms, reason, token = row
     record = _record(tuple(record_row))
-    execution = replace(
-        record.execution,
+    execution = record.execution._replace(
         parent_execution_id=parent_id,
         wake_at_ms=wake_at_ms,
         wait_reason=reason,
         resume_token=token,
     )
-    return replace(record, execution=execution)
+    return record._replace(execution=execution)
 
 
 def _text(value: Mapping[str, Any] | None) -> str | None:
@@ -463,4 +471,11 @@ def _text(value: Mapping[str, Any] | None) -> str | None:
 
 
 def _value(text: str | None) -> Any:
-    return None if text is None else jsontext.loads(text)
+    return None if text is None else jsontext.stored(text)
+
+
+@lru_cache(PINS_MAX)
+def _pins(text: str) -> Mapping[str, str]:
+    """The same for all executions of a flow that were made between two publishings."""
+    pins: dict[str, str] = jsontext.stored(text)
+    return pins

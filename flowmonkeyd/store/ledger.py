@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flowmonkeyd import jsontext
 from flowmonkeyd.store.store import Tx
 
-__all__ = ["TYPES", "append", "append_one", "last_seq", "read", "read_of_execution", "sync_types"]
+__all__ = [
+    "TYPES",
+    "append",
+    "append_all",
+    "append_one",
+    "last_seq",
+    "read",
+    "read_of_execution",
+    "sync_types",
+]
 
 # Codes are durable: a name never changes its number, and new names go to the end.
 TYPES: tuple[str, ...] = (
@@ -71,12 +80,17 @@ def sync_types(tx: Tx) -> None:
 
 def append(tx: Tx, execution_key: int | None, events: Iterable[Event]) -> None:
     """Append events of one execution, in order."""
+    append_all(tx, [(execution_key, event) for event in events])
+
+
+def append_all(tx: Tx, events: Sequence[tuple[int | None, Event]]) -> None:
+    """Append events of several executions, in order."""
     now_ms = tx.now_ms
     tx.executemany(
         "INSERT INTO events (type, at_ms, execution, step_id, data) VALUES (?, ?, ?, ?, ?)",
         [
-            (_CODE[name], now_ms, execution_key, step, None if data is None else _text(data))
-            for name, step, data in events
+            (_CODE[name], now_ms, execution, step, None if data is None else _text(data))
+            for execution, (name, step, data) in events
         ],
     )
     tx.hints.events = True

@@ -38,6 +38,8 @@ BATCH_MS = 10
 # Writes waiting for the writer; beyond it callers are told to come back.
 QUEUE_MAX = 20_000
 READERS = 2
+# Unchanging rows that the writer keeps in memory.
+KNOWN_MAX = 1024
 
 
 @dataclass(slots=True)
@@ -76,9 +78,11 @@ class Committed:
 class Tx:
     """One open transaction with its fixed time. `hints` is told to the world after the commit."""
 
-    __slots__ = ("boot", "execute", "executemany", "hints", "memo", "now_ms")
+    __slots__ = ("boot", "execute", "executemany", "hints", "known", "memo", "now_ms")
 
-    def __init__(self, conn: sqlite3.Connection, now_ms: int, boot: int) -> None:
+    def __init__(
+        self, conn: sqlite3.Connection, now_ms: int, boot: int, known: dict[Any, Any]
+    ) -> None:
         self.execute = conn.execute
         self.executemany = conn.executemany
         self.now_ms = now_ms
@@ -86,6 +90,10 @@ class Tx:
         self.hints = Committed()
         # What this one transaction has looked up already and cannot change under its feet.
         self.memo: dict[Any, Any] = {}
+        # What the one writer has looked up in rows that never change once written, kept from
+        # transaction to transaction. Whoever undoes a savepoint of its own clears it: the row may
+        # have been one that is now undone.
+        self.known = known
 
 
 @dataclass(slots=True)
@@ -112,6 +120,7 @@ class Store:
         self.commits = 0
         self.writes = 0
         self._clock = clock
+        self._known: dict[Any, Any] = {}
         self._queue: deque[_Write] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -192,6 +201,7 @@ class Store:
                 batch=batch,
                 now_ms=self._clock.now_ms(),
                 boot=self.boot,
+                known=self._known,
                 before_commit=self.before_commit,
             )
             done = await _on_thread(writer, run)
@@ -247,6 +257,7 @@ def _commit(
     batch: list[_Write],
     now_ms: int,
     boot: int,
+    known: dict[Any, Any],
     before_commit: Callable[[Tx], None] | None,
 ) -> _Done:
     """Run a batch in one transaction. Fewer results than writes: the time was up."""
@@ -255,7 +266,7 @@ def _commit(
     try:
         conn.execute("BEGIN IMMEDIATE")
         for write in batch:
-            tx = Tx(conn, now_ms, boot)
+            tx = Tx(conn, now_ms, boot, known)
             result = _run_one(conn, write.fn, tx)
             done.results.append(result)
             if not isinstance(result, _Raised):
@@ -263,12 +274,15 @@ def _commit(
             if time.monotonic() >= until:
                 break
         if before_commit is not None and done.hints.ready:
-            tx = Tx(conn, now_ms, boot)
+            tx = Tx(conn, now_ms, boot, known)
             tx.hints.merge(done.hints)
             if not isinstance(_run_one(conn, before_commit, tx), _Raised):
                 done.hints = tx.hints
         conn.execute("COMMIT")
+        if len(known) > KNOWN_MAX:
+            known.clear()
     except sqlite3.Error as exc:
+        known.clear()
         if conn.in_transaction:
             conn.execute("ROLLBACK")
         refusal = _refusal(exc, conn)
@@ -284,9 +298,11 @@ def _run_one(conn: sqlite3.Connection, fn: Callable[[Tx], Any], tx: Tx) -> Any:
         if isinstance(exc, sqlite3.OperationalError) or not conn.in_transaction:
             raise  # the disk or the file: nobody in this batch can be sure
         conn.execute("ROLLBACK TO write")
+        tx.known.clear()
         result = _Raised(exc)
     except Exception as exc:
         conn.execute("ROLLBACK TO write")
+        tx.known.clear()
         result = _Raised(exc)
     conn.execute("RELEASE write")
     return result

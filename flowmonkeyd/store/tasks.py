@@ -7,8 +7,7 @@ task therefore waits behind newer normal ones for a minute at the most, and noth
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from flowmonkeyd.model import Lane, Priority
 from flowmonkeyd.store.store import Tx
@@ -37,8 +36,7 @@ PENALTY_MS = (0, 10_000, 60_000)
 PRIORITIES = (Priority.HIGH, Priority.NORMAL, Priority.LOW)
 
 
-@dataclass(frozen=True, slots=True)
-class TaskRow:
+class TaskRow(NamedTuple):
     execution: int
     step_id: str
     attempt: int
@@ -70,26 +68,30 @@ def enqueue(
 ) -> None:
     """Put the execution's next attempt into the line; it replaces the one just finished."""
     now_ms = tx.now_ms
-    tx.execute(
-        "INSERT INTO tasks (execution, step_id, attempt, lane, type, version, priority,"
-        " state, rank_ms, queued_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, 'queued', ?, ?)"
-        " ON CONFLICT (execution) DO UPDATE SET step_id = excluded.step_id,"
-        " attempt = excluded.attempt, lane = excluded.lane, type = excluded.type,"
-        " version = excluded.version, priority = excluded.priority, state = 'queued',"
-        " rank_ms = excluded.rank_ms, queued_at_ms = excluded.queued_at_ms, due_at_ms = NULL,"
-        " lease_id = NULL, worker = NULL, claimed_at_ms = NULL, deliveries = 0",
-        (
-            execution,
-            step_id,
-            attempt,
-            lane.value,
-            handler_type,
-            version,
-            priority,
-            now_ms + PENALTY_MS[priority],
-            now_ms,
-        ),
+    row = (
+        step_id,
+        attempt,
+        lane.value,
+        handler_type,
+        version,
+        priority,
+        now_ms + PENALTY_MS[priority],
+        now_ms,
+        execution,
     )
+    # Hardly ever the first attempt of all: an update is half an upsert's work.
+    changed = tx.execute(
+        "UPDATE tasks SET step_id = ?, attempt = ?, lane = ?, type = ?, version = ?, priority = ?,"
+        " state = 'queued', rank_ms = ?, queued_at_ms = ?, due_at_ms = NULL, lease_id = NULL,"
+        " worker = NULL, claimed_at_ms = NULL, deliveries = 0 WHERE execution = ?",
+        row,
+    )
+    if changed.rowcount == 0:
+        tx.execute(
+            "INSERT INTO tasks (step_id, attempt, lane, type, version, priority, rank_ms,"
+            " queued_at_ms, execution, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'queued')",
+            row,
+        )
     tx.hints.ready.add(lane.value)
 
 
@@ -120,18 +122,23 @@ def claim(
         " ORDER BY rank_ms LIMIT :limit",
         {"lane": lane.value, "type": handler_type, "execution": execution, "limit": limit},
     ).fetchall()
-    claimed = []
-    for number, row in enumerate(rows):
-        lease_id = first_lease_id + number
-        tx.execute(
-            "UPDATE tasks SET state = 'leased', lease_id = ?, worker = ?, claimed_at_ms = ?,"
-            " due_at_ms = ?, deliveries = deliveries + 1 WHERE execution = ?",
-            (lease_id, worker, tx.now_ms, tx.now_ms + lease_ms, row[0]),
-        )
-        claimed.append(TaskRow(*(*row[:6], "leased", row[7], lease_id, tx.now_ms, worker)))
-    if claimed:
-        tx.hints.due(tx.now_ms + lease_ms)
-    return claimed
+    if not rows:
+        return []
+    now_ms = tx.now_ms
+    due_at_ms = now_ms + lease_ms
+    tx.executemany(
+        "UPDATE tasks SET state = 'leased', lease_id = ?, worker = ?, claimed_at_ms = ?,"
+        " due_at_ms = ?, deliveries = deliveries + 1 WHERE execution = ?",
+        [
+            (lease_id, worker, now_ms, due_at_ms, row[0])
+            for lease_id, row in enumerate(rows, first_lease_id)
+        ],
+    )
+    tx.hints.due(due_at_ms)
+    return [
+        TaskRow(*(*row[:6], "leased", row[7], lease_id, now_ms, worker))
+        for lease_id, row in enumerate(rows, first_lease_id)
+    ]
 
 
 def get(tx: Tx, execution: int) -> TaskRow | None:

@@ -31,7 +31,17 @@ from flowmonkeyd.publishing import Publishing
 from flowmonkeyd.quotas import Quotas
 from flowmonkeyd.references import References
 from flowmonkeyd.steps import Steps
-from flowmonkeyd.store import Store, Tx, catalog, checkpoints, executions, ledger, tasks, waits
+from flowmonkeyd.store import (
+    Store,
+    Tx,
+    catalog,
+    checkpoints,
+    executions,
+    idempotency,
+    ledger,
+    tasks,
+    waits,
+)
 from flowmonkeyd.store.executions import Record
 from flowmonkeyd.work import Work, key_of
 
@@ -300,7 +310,7 @@ class Engine(Work, JobWork, Publishing):
                     self._steps.due(tx, wait)
                 else:
                     break
-            more = executions.forget_expired_keys(tx) | checkpoints.expire(tx)
+            more = idempotency.forget_expired(tx) | checkpoints.expire(tx)
             due = (
                 tasks.next_due_ms(tx),
                 waits.next_due_ms(tx),

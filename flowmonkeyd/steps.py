@@ -33,7 +33,7 @@ from flowmonkeyd.model import (
 )
 from flowmonkeyd.quotas import Quotas
 from flowmonkeyd.references import BUILTIN_VERSION, References, pin_of, split_ref
-from flowmonkeyd.store import Tx, billing, executions, history, ledger, tasks, waits
+from flowmonkeyd.store import Tx, billing, executions, history, idempotency, ledger, tasks, waits
 from flowmonkeyd.store.executions import Record
 
 __all__ = ["Steps"]
@@ -72,7 +72,7 @@ class Steps:
         """Make an execution, or find the one its idempotency key names: (record, made)."""
         flow_id, _ = split_ref(new.flow_ref)
         if new.idempotency_key is not None:
-            known = executions.idempotent(tx, new.tenant_id, flow_id, new.idempotency_key)
+            known = idempotency.execution_of(tx, new.tenant_id, flow_id, new.idempotency_key)
             if known is not None:
                 data = {"idempotencyKey": new.idempotency_key}
                 ledger.append(tx, known, [("idempotency.hit", None, data)])
@@ -112,7 +112,7 @@ class Steps:
         key = record.key
         if new.idempotency_key is not None:
             window_ms = new.idempotency_window_ms
-            executions.remember_key(tx, new.tenant_id, flow_id, new.idempotency_key, key, window_ms)
+            idempotency.remember(tx, new.tenant_id, flow_id, new.idempotency_key, key, window_ms)
         data = {"flowId": flow.id, "flowVersion": flow.version}
         if by is not None:
             data["by"] = by

@@ -318,7 +318,7 @@ class FlowHarness:
         await self.engine.finish(task.key, task.lease_id, result)
 
     async def _call(self, task: Task) -> TaskResult:
-        context = task.context
+        context = copy.deepcopy(task.context)  # the engine's own, and what runs may change it
         if not task.context_complete:
             context = (await self.get(task.execution_id)).context
         given = selectors.resolve(task.step.input, context)

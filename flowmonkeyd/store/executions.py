@@ -20,9 +20,7 @@ __all__ = [
     "children_from",
     "context_text",
     "counts",
-    "forget_expired_keys",
     "full_context",
-    "idempotent",
     "insert",
     "key_of",
     "list_page",
@@ -31,7 +29,6 @@ __all__ = [
     "load_all",
     "next_deadline_ms",
     "overdue",
-    "remember_key",
     "save",
     "save_pins",
     "shown",
@@ -40,8 +37,8 @@ __all__ = [
 
 Source = Tx | sqlite3.Connection
 
-# Expired idempotency keys are swept this many at a time, so that no write takes long.
-SWEEP_MAX = 500
+# The writer keeps the records of executions with no more context than this (bytes of its text).
+REMEMBERED_BYTES = 1024
 PINS_MAX = 256
 
 
@@ -62,6 +59,9 @@ class Record(NamedTuple):
     deadline_ms: int | None
     saved_status: ExecutionStatus  # of the row; `execution` may be ahead of it
 
+
+# What an execution that waits shows besides is looked up, and never kept.
+_REMEMBERED = frozenset({ExecutionStatus.PENDING, ExecutionStatus.RUNNING})
 
 _COLUMNS = (
     "e.key, e.flow, f.digest, e.id, f.id, f.version, e.status, e.step_id, e.step_count, e.tenant,"
@@ -126,7 +126,7 @@ def insert(
     assert key is not None
     _save_rows(tx, key, change)
     tx.hints.due(deadline_ms)
-    return Record(
+    record = Record(
         key=key,
         flow_key=flow[0],
         flow_digest=flow[1],
@@ -141,17 +141,26 @@ def insert(
         deadline_ms=deadline_ms,
         saved_status=execution.status,
     )
+    return _remember(tx, record)
 
 
 def load_all(tx: Tx, keys: Sequence[int]) -> dict[int, Record]:
     """As `load`, of several executions, by key."""
-    marks = ", ".join("?" * len(keys))
-    rows = tx.execute(f"SELECT {_COLUMNS}{_FROM} WHERE e.key IN ({marks})", tuple(keys))
-    return {row[0]: _record(row) for row in rows.fetchall()}
+    records = {key: tx.known[key] for key in keys if key in tx.known}
+    missing = [key for key in keys if key not in records]
+    if missing:
+        marks = ", ".join("?" * len(missing))
+        rows = tx.execute(f"SELECT {_COLUMNS}{_FROM} WHERE e.key IN ({marks})", missing)
+        for row in rows.fetchall():
+            records[row[0]] = _remember(tx, _record(row))
+    return records
 
 
 def load(source: Source, key: int) -> Record:
-    """The execution's record; wake time, token and parent id are not filled in."""
+    """The execution's record; wake time, token and parent id need not be filled in."""
+    if isinstance(source, Tx) and key in source.known:
+        known: Record = source.known[key]
+        return known
     row = source.execute(f"SELECT {_COLUMNS}{_FROM} WHERE e.key = ?", (key,)).fetchone()
     return _record(row)
 
@@ -258,16 +267,18 @@ def save(tx: Tx, before: Record, execution: Execution, change: Change | None) ->
         _save_rows(tx, before.key, change)
     if execution.status.is_final:
         tx.hints.ended.add(execution.id)
-    return before._replace(
+    record = before._replace(
         execution=execution,
         context=context,
         deadline_ms=deadline_ms,
         saved_status=execution.status,
     )
+    return _remember(tx, record)
 
 
 def save_pins(tx: Tx, key: int, pins: Mapping[str, str]) -> None:
     tx.execute("UPDATE executions SET pins = ? WHERE key = ?", (jsontext.dumps(pins), key))
+    tx.known.pop(key, None)
 
 
 def with_keys(source: Source, record: Record, names: Iterable[str]) -> Record:
@@ -339,35 +350,22 @@ def children_from(tx: Tx, first: int, count: int) -> list[Record]:
     return [_record(row) for row in rows.fetchall()]
 
 
-def idempotent(tx: Tx, tenant: str, flow_id: str, name: str) -> int | None:
-    """The execution that holds this idempotency key now; free again at the expiry instant."""
-    row = tx.execute(
-        "SELECT execution FROM idempotency WHERE tenant = ? AND flow_id = ? AND name = ?"
-        " AND expires_at_ms > ?",
-        (tenant, flow_id, name, tx.now_ms),
-    ).fetchone()
-    return row[0] if row else None
+def _remember(tx: Tx, record: Record) -> Record:
+    """Keep the record of an execution that runs, so that its next step need not read it again.
 
-
-def remember_key(
-    tx: Tx, tenant: str, flow_id: str, name: str, execution: int, window_ms: int
-) -> None:
-    tx.execute(
-        "INSERT INTO idempotency (tenant, flow_id, name, execution, expires_at_ms)"
-        " VALUES (?, ?, ?, ?, ?) ON CONFLICT (tenant, flow_id, name) DO UPDATE"
-        " SET execution = excluded.execution, expires_at_ms = excluded.expires_at_ms",
-        (tenant, flow_id, name, execution, tx.now_ms + window_ms),
-    )
-
-
-def forget_expired_keys(tx: Tx) -> bool:
-    """Sweep idempotency keys whose time is over; whether there may be more of them."""
-    cursor = tx.execute(
-        "DELETE FROM idempotency WHERE (tenant, flow_id, name) IN (SELECT tenant, flow_id, name"
-        " FROM idempotency WHERE expires_at_ms <= ? ORDER BY expires_at_ms LIMIT ?)",
-        (tx.now_ms, SWEEP_MAX),
-    )
-    return cursor.rowcount == SWEEP_MAX
+    What is kept is what the row says: only `insert`, `save` and `save_pins` write such rows, all
+    of them on the one writer, and whatever is undone empties `Tx.known`.
+    """
+    context = record.context
+    if (
+        record.execution.status in _REMEMBERED
+        and context.total_bytes <= REMEMBERED_BYTES
+        and not context.spilled
+    ):
+        tx.known[record.key] = record
+    else:
+        tx.known.pop(record.key, None)
+    return record
 
 
 def _save_rows(tx: Tx, key: int, change: Change) -> None:

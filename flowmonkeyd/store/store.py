@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,8 +39,8 @@ BATCH_MS = 10
 # Writes waiting for the writer; beyond it callers are told to come back.
 QUEUE_MAX = 20_000
 READERS = 2
-# Unchanging rows that the writer keeps in memory.
-KNOWN_MAX = 1024
+# Rows that the writer keeps in memory, of some 5 KB at the most.
+KNOWN_MAX = 2048
 
 
 @dataclass(slots=True)
@@ -90,9 +91,8 @@ class Tx:
         self.hints = Committed()
         # What this one transaction has looked up already and cannot change under its feet.
         self.memo: dict[Any, Any] = {}
-        # What the one writer has looked up in rows that never change once written, kept from
-        # transaction to transaction. Whoever undoes a savepoint of its own clears it: the row may
-        # have been one that is now undone.
+        # Rows the one writer knows without looking again, kept from transaction to transaction.
+        # Whoever undoes a savepoint of its own clears it: a row may be one that is now undone.
         self.known = known
 
 
@@ -279,8 +279,8 @@ def _commit(
             if not isinstance(_run_one(conn, before_commit, tx), _Raised):
                 done.hints = tx.hints
         conn.execute("COMMIT")
-        if len(known) > KNOWN_MAX:
-            known.clear()
+        for oldest in list(islice(known, max(0, len(known) - KNOWN_MAX))):
+            del known[oldest]
     except sqlite3.Error as exc:
         known.clear()
         if conn.in_transaction:

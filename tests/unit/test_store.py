@@ -8,8 +8,8 @@ import pytest
 
 from flowmonkeyd.clock import SystemClock
 from flowmonkeyd.errors import Conflict, Invalid, Unavailable
-from flowmonkeyd.store import Committed, Store
-from flowmonkeyd.store.store import APPLICATION_ID, migrations
+from flowmonkeyd.store import Committed, Store, catalog
+from flowmonkeyd.store.store import APPLICATION_ID, KNOWN_MAX, migrations
 
 
 class Opened:
@@ -55,6 +55,35 @@ async def test_writes_that_arrive_together_share_a_commit(opened):
         tasks = [group.create_task(opened.store.write(put(f"n{i}", i))) for i in range(50)]
     assert [task.result() for task in tasks] == list(range(50))
     assert len(opened.commits) < 10
+
+
+async def test_what_is_undone_is_not_known(opened):
+    def publish(tx):
+        catalog.insert_handler(tx, "a/b", "1.0.0", "digest", "{}", 1)
+        assert catalog.package_of(tx, "a/b", "1.0.0").digest == "digest"
+        assert tx.known
+
+    def refused(tx):
+        publish(tx)
+        raise Invalid("no")
+
+    def of_no_row(tx):
+        publish(tx)
+        tx.execute("INSERT INTO charges VALUES (1, 1, 1, 'x', 1)")
+
+    for change in (refused, of_no_row):
+        with pytest.raises((Invalid, sqlite3.IntegrityError)):
+            await opened.store.write(change)
+        assert await opened.store.write(lambda tx: dict(tx.known)) == {}
+        assert await opened.store.write(lambda tx: catalog.package_of(tx, "a/b", "1.0.0")) is None
+    await opened.store.write(publish)
+    assert await opened.store.write(lambda tx: list(tx.known)) == [("a/b", "1.0.0")]
+
+
+async def test_no_more_than_so_many_rows_are_known(opened):
+    await opened.store.write(lambda tx: tx.known.update(dict.fromkeys(range(KNOWN_MAX + 5))))
+    assert await opened.store.write(lambda tx: next(iter(tx.known))) == 5
+    assert await opened.store.write(lambda tx: len(tx.known)) == KNOWN_MAX
 
 
 async def test_a_refused_write_undoes_only_itself(opened):

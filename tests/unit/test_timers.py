@@ -8,7 +8,7 @@ from flowmonkeyd.clock import RandomIds, SystemClock
 from flowmonkeyd.dispatcher import Dispatcher
 from flowmonkeyd.engine import Engine
 from flowmonkeyd.model import NewExecution
-from flowmonkeyd.store import Store, executions
+from flowmonkeyd.store import Store, idempotency
 from flowmonkeyd.testing import FlowHarness
 from flowmonkeyd.timers import Timers
 from tests.flows import doc, step
@@ -91,7 +91,7 @@ async def test_expired_idempotency_keys_all_go():
         await fm.engine.apply_flow(delays(1))
         keyed = [
             NewExecution("f", idempotency_key=f"k{n}", idempotency_window_ms=5)
-            for n in range(executions.SWEEP_MAX + 1)
+            for n in range(idempotency.SWEEP_MAX + 1)
         ]
         await fm.engine.submit_batch(keyed)
         fm.advance(5)

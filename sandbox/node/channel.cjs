@@ -3,8 +3,8 @@
 //
 // Owns descriptor 3 and the layout of frames (`wire.py`). Everything blocks: while the pool is
 // asked, nothing of the handler runs. It keeps its own references to what it uses, so that a
-// handler that patches them breaks its own output only; whatever comes is read once, up to its
-// announced length, and anything that is no frame of the pool's ends the process.
+// handler that patches them breaks its own output only; whatever comes is read once, and anything
+// that is no frame of the pool's ends the process.
 
 const fs = require('fs');
 const { inspect } = require('util');
@@ -42,7 +42,10 @@ const writeLength = uncurried(Buffer.prototype.writeUInt32BE);
 const copyBytes = uncurried(Buffer.prototype.copy);
 const exit = process.reallyExit.bind(process);
 
-const scratch = allocUnsafeSlow(SCRATCH_BYTES);
+const scratch = allocUnsafeSlow(SCRATCH_BYTES); // what is sent
+const come = allocUnsafeSlow(SCRATCH_BYTES); // what has come: not asked for yet is `begin` to `end`
+let begin = 0;
+let end = 0;
 const token = Buffer.alloc(8);
 let logLeft = 0;
 let read = readSync;
@@ -53,8 +56,8 @@ let write = writeSync;
  * instead. What is logged before a request has nobody to belong to.
  */
 function receiveNext() {
-  const value = receive(KINDS.request, KINDS.preparation);
-  const isRequest = scratch[4] === charCode(KINDS.request, 0);
+  const { kind, value } = receive(KINDS.request, KINDS.preparation);
+  const isRequest = kind === charCode(KINDS.request, 0);
   logLeft = isRequest ? value.log_bytes : -1;
   return isRequest ? { request: value } : { preparation: value };
 }
@@ -62,7 +65,7 @@ function receiveNext() {
 /** Ask the pool for the execution's context. */
 function fetchContext() {
   send(KINDS.context, '');
-  return receive(KINDS.context);
+  return receive(KINDS.context).value;
 }
 
 /** Read these frames (kind and value of each) instead of the pool's, and send nobody anything. */
@@ -170,46 +173,64 @@ function characters(text) {
 function send(kind, text) {
   const size = text.length * 3 <= SCRATCH_BYTES - HEAD_BYTES ? text.length * 3 : byteLength(text);
   const bytes = HEAD_BYTES + size <= SCRATCH_BYTES ? scratch : allocUnsafeSlow(HEAD_BYTES + size);
-  const end = HEAD_BYTES + utf8Write(bytes, text, HEAD_BYTES, size);
-  writeLength(bytes, end - 4, 0);
+  const last = HEAD_BYTES + utf8Write(bytes, text, HEAD_BYTES, size);
+  writeLength(bytes, last - 4, 0);
   bytes[4] = charCode(kind, 0);
   copyBytes(token, bytes, TOKEN_AT);
   let at = 0;
-  while (at < end) at += write(FD, bytes, at, end - at, null);
+  while (at < last) at += write(FD, bytes, at, last - at, null);
 }
 
-function receive(kind, otherwise = kind) {
-  let bytes = scratch;
-  fill(bytes, 0, HEAD_BYTES);
-  const end = 4 + readLength(bytes, 0);
-  if (end < HEAD_BYTES || end > REQUEST_MAX_BYTES) refuse(`a frame of ${end} bytes`);
-  if (end > bytes.length) {
-    bytes = allocUnsafeSlow(end);
-    copyBytes(scratch, bytes, 0, 0, HEAD_BYTES);
+function receive(wanted, otherwise = wanted) {
+  fill(HEAD_BYTES);
+  const size = 4 + readLength(come, begin);
+  if (size < HEAD_BYTES || size > REQUEST_MAX_BYTES) refuse(`a frame of ${size} bytes`);
+  const kind = come[begin + 4];
+  if (kind !== charCode(wanted, 0) && kind !== charCode(otherwise, 0)) {
+    refuse(`a frame of kind ${kind}`);
   }
-  fill(bytes, HEAD_BYTES, end);
-  const found = bytes[4];
-  if (found !== charCode(kind, 0) && found !== charCode(otherwise, 0)) {
-    refuse(`a frame of kind ${found}`);
-  }
-  if (kind === KINDS.request) copyBytes(bytes, token, 0, TOKEN_AT, HEAD_BYTES);
+  if (wanted === KINDS.request) copyBytes(come, token, 0, begin + TOKEN_AT, begin + HEAD_BYTES);
+  const text = taken(size);
   try {
-    return parse(utf8Slice(bytes, HEAD_BYTES, end));
+    return { kind, value: parse(text) };
   } catch {
     return refuse('no JSON');
   }
 }
 
-/** Read from `at` to `end`, and nothing of the next frame. */
-function fill(bytes, at, end) {
-  while (at < end) {
-    let got = 0;
-    try {
-      got = read(FD, bytes, at, end - at, null);
-    } catch {} // the handler has spoilt the descriptor
-    if (got === 0) exit(0);
-    at += got;
-  }
+/** The text of the next frame, which has that many bytes and is behind us then. */
+function taken(size) {
+  if (size > come.length) return takenInPieces(size);
+  fill(size);
+  const text = utf8Slice(come, begin + HEAD_BYTES, begin + size);
+  begin += size;
+  return text;
+}
+
+function takenInPieces(size) {
+  const bytes = allocUnsafeSlow(size);
+  let at = copyBytes(come, bytes, 0, begin, end);
+  begin = end;
+  while (at < size) at += more(bytes, at, size - at);
+  return utf8Slice(bytes, HEAD_BYTES, size);
+}
+
+/** Have at least that many bytes, and with them what has come besides. */
+function fill(size) {
+  if (end - begin >= size) return;
+  copyBytes(come, come, 0, begin, end);
+  end -= begin;
+  begin = 0;
+  while (end < size) end += more(come, end, come.length - end);
+}
+
+function more(bytes, at, size) {
+  let got = 0;
+  try {
+    got = read(FD, bytes, at, size, null);
+  } catch {} // the handler has spoilt the descriptor
+  if (got === 0) exit(0);
+  return got;
 }
 
 function refuse(what) {

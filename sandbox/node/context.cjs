@@ -7,10 +7,13 @@
 
 const { format, inspect } = require('util');
 
-const { assign, create, defineProperty, freeze, hasOwn, keys } = Object;
+const { uncurried } = require('./primordials.cjs');
+
+const { assign, create, freeze, hasOwn, keys } = Object;
 const { isInteger } = Number;
 const { isArray } = Array;
-const toISOString = Function.prototype.call.bind(Date.prototype.toISOString);
+const join = uncurried(Array.prototype.join);
+const toISOString = uncurried(Date.prototype.toISOString);
 const { isDate } = require('util').types;
 
 const EMITS_MAX = 1000; // as `wire.EMITS_MAX`
@@ -155,25 +158,31 @@ class Context {
 
   /** An answer with the events and updates so far. */
   static collected(context, answer) {
-    return { ...answer, updates: context.#updates, emitted: context.#emitted };
+    answer.updates = context.#updates; // a literal with `...answer` takes ten times as long
+    answer.emitted = context.#emitted;
+    return answer;
   }
 }
 
 const given = (value) => value !== undefined && value !== null;
 
-/** Secrets by name; a name that is not declared throws, and printing shows names only. */
+/** How secrets look when they are printed, in whatever way: their names. */
+function shown() {
+  return `<secrets ${join(keys(this), ', ')}>`;
+}
+const SHOWN = freeze(
+  assign(create(null), { [inspect.custom]: shown, toJSON: shown, toString: shown }),
+);
+const READ_ONLY = {
+  get(target, name) {
+    if (typeof name === 'symbol' || name in target || name === 'then') return target[name];
+    throw new ReferenceError(`no secret '${name}': not in handler.json, or not set`);
+  },
+};
+
+/** Secrets by name; a name that is not declared throws. */
 function secrets(values) {
-  const own = assign(create(null), values);
-  const shown = `<secrets ${keys(own).join(', ')}>`;
-  for (const name of [inspect.custom, 'toJSON', 'toString']) {
-    if (!hasOwn(own, name)) defineProperty(own, name, { value: () => shown });
-  }
-  return new Proxy(freeze(own), {
-    get(target, name) {
-      if (typeof name === 'symbol' || hasOwn(target, name) || name === 'then') return target[name];
-      throw new ReferenceError(`no secret '${name}': not in handler.json, or not set`);
-    },
-  });
+  return new Proxy(freeze({ __proto__: SHOWN, ...values }), READ_ONLY);
 }
 
 function text(what, value) {

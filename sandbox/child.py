@@ -101,7 +101,7 @@ class Child:
         self.on_refused: Callable[[str], None] | None = None
         self._on_closed = on_closed
         self._on_data: Callable[[], None] = self._unasked
-        self._is_heard = False
+        self._is_heard = self._is_killed = False
         self._status = self._statm = -1
         self._host_pid = 0
         self._expects_listener = False
@@ -158,7 +158,9 @@ class Child:
 
     def kill(self) -> None:
         """Kill it and everything it started; nothing happens if it is dead already."""
-        self._signal(signal.SIGKILL)
+        if not self._is_killed:
+            self._is_killed = True
+            self._signal(signal.SIGKILL)
 
     def stop(self) -> None:
         """Let nothing of it run until `go_on`."""

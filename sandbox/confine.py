@@ -15,9 +15,11 @@ included, before anything about its call exists (docs/decisions: the order of co
 from __future__ import annotations
 
 import fcntl
+import functools
 import glob
 import os
 import resource
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -32,12 +34,15 @@ __all__ = [
     "ROOT_STEPS",
     "SERVER_STEPS",
     "TEMP",
+    "ChildStep",
     "LayerFailed",
     "Plan",
     "Step",
+    "Steps",
     "pick_up",
     "put_down",
     "steps_for",
+    "take_prepared",
     "take_steps",
 ]
 
@@ -70,7 +75,8 @@ class Plan:
     node_bytes: int = 0  # private memory of one that has just started
     rehearsal: str = ""  # a package of ours with warm.py
     missing: dict[str, str] = field(default_factory=dict)
-    install: Callable[[bytes], object] = linux.seccomp  # or one that also tells what is refused
+    # Or one that also tells what is refused.
+    install: Callable[[bytes], linux.Prepared] = linux.prepared_seccomp
     # What steps of the server leave for steps of the children.
     listeners: list[int] = field(default_factory=list)
     gateway_ns: int = -1
@@ -103,13 +109,29 @@ class Step:
     layer: str
     does: str
     apply: Callable[[Plan], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ChildStep:
+    """The same for a child of one profile, as calls that the fork server prepares."""
+
+    layer: str
+    does: str
+    prepare: Callable[[Plan, str], Iterable[linux.Prepared]]
     only: str = ""  # for children whose profile has this word
 
 
-def steps_for(plan: Plan, profile: str) -> tuple[Step, ...]:
-    """The steps of a child of this profile, as far as the layers hold now."""
+Steps = tuple[tuple[str, str, tuple[linux.Prepared, ...]], ...]  # layer, what it does, its calls
+
+
+def steps_for(plan: Plan, profile: str) -> Steps:
+    """The steps of a child of this profile, as far as the layers hold now, ready to be taken."""
     words = {"", *profile.split("+")}
-    return tuple(s for s in CHILD_STEPS if plan.has(s.layer) and s.only in words)
+    return tuple(
+        (step.layer, step.does, tuple(step.prepare(plan, profile)))
+        for step in CHILD_STEPS
+        if plan.has(step.layer) and step.only in words
+    )
 
 
 def take_steps(steps: Iterable[Step], plan: Plan) -> None:
@@ -120,10 +142,29 @@ def take_steps(steps: Iterable[Step], plan: Plan) -> None:
         try:
             step.apply(plan)
         except OSError as exc:
-            reason = f"cannot {step.does}: {exc.strerror}"
-            if step.layer in plan.required:
-                raise LayerFailed(step.layer, reason) from exc
-            plan.missing[step.layer] = reason
+            _miss(plan, step.layer, step.does, exc)
+
+
+def take_prepared(steps: Steps, plan: Plan) -> None:
+    """The same in a child, with as little Python as can be: what it uses is copied each time."""
+    missing = plan.missing
+    for layer, does, calls in steps:
+        if layer in missing:
+            continue
+        try:
+            for name, call in calls:
+                done = call()
+                if done is not None and done < 0:
+                    raise linux.last_error(name)
+        except OSError as exc:
+            _miss(plan, layer, does, exc)
+
+
+def _miss(plan: Plan, layer: str, does: str, exc: OSError) -> None:
+    reason = f"cannot {does}: {exc.strerror}"
+    if layer in plan.required:
+        raise LayerFailed(layer, reason) from exc
+    plan.missing[layer] = reason
 
 
 def pick_up(package: memoryview) -> int:
@@ -348,49 +389,74 @@ ROOT_STEPS: tuple[Step, ...] = (
 # --- steps of each child ---------------------------------------------------------------------
 
 
-def _own_proc(_plan: Plan) -> None:
-    linux.mount("proc", "/proc", "proc", 15, "subset=pid")
+def _own_proc(_plan: Plan, _profile: str) -> Iterable[linux.Prepared]:
+    yield linux.prepared_mount("proc", "/proc", "proc", 15, "subset=pid")
 
 
-def _become_nobody(plan: Plan) -> None:
+def _own(flag: int) -> Callable[[Plan, str], Iterable[linux.Prepared]]:
+    return lambda _plan, _profile: [linux.prepared_unshare(flag)]
+
+
+def _enter_gateway(plan: Plan, _profile: str) -> Iterable[linux.Prepared]:
+    yield linux.prepared_setns(plan.gateway_ns, linux.CLONE_NEWNET)
+
+
+def _bound_descriptors(_plan: Plan, _profile: str) -> Iterable[linux.Prepared]:
+    """Below the program's own: once it is closed, no descriptor can have its number again."""
+    bound = functools.partial(resource.setrlimit, resource.RLIMIT_NOFILE, (256, 256))
+    yield linux.Prepared("setrlimit", bound)
+
+
+def _become_nobody(plan: Plan, _profile: str) -> Iterable[linux.Prepared]:
     if plan.host_uid:
         inner = _INNER_ID if "user-namespace" in plan.layers else plan.host_uid
-        os.setgroups([])
-        os.setresgid(inner, inner, inner)
+        yield linux.Prepared("setgroups", functools.partial(os.setgroups, []))
+        yield linux.Prepared("setresgid", functools.partial(os.setresgid, inner, inner, inner))
         # keeps no capability over the server's namespaces: the next step gets fresh ones
-        os.setresuid(inner, inner, inner)
+        yield linux.Prepared("setresuid", functools.partial(os.setresuid, inner, inner, inner))
     elif os.getuid() == 0 and "user-namespace" not in plan.layers:
-        raise PermissionError(1, "the pool runs as root")
+        yield linux.Prepared("setresuid", _refuse_root)
 
 
-def _enter_gateway(plan: Plan) -> None:
-    linux.setns(plan.gateway_ns, linux.CLONE_NEWNET)
+def _refuse_root() -> None:
+    raise PermissionError(1, "the pool runs as root")
 
 
-def _bound_descriptors(_plan: Plan) -> None:
-    """Below the program's own: once it is closed, no descriptor can have its number again."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+def _drop_capabilities(_plan: Plan, _profile: str) -> Iterable[linux.Prepared]:
+    yield from linux.prepared_drop()
 
 
-def _rules(plan: Plan) -> int:
-    return plan.rulesets[plan.profile]
+def _forbid_tracing(_plan: Plan, _profile: str) -> Iterable[linux.Prepared]:
+    yield linux.prepared_dumpable(0)
 
 
-def _install_filter(plan: Plan) -> None:
-    plan.install(plan.filters[plan.profile])
+def _die_with_server(_plan: Plan, _profile: str) -> Iterable[linux.Prepared]:
+    yield linux.prepared_death_signal(signal.SIGKILL)
 
 
-CHILD_STEPS: tuple[Step, ...] = (
-    Step("proc", "mount a /proc of its own process only", _own_proc),
-    Step("ipc-namespace", "leave other executions' queues", _unshare(linux.CLONE_NEWIPC)),
-    Step("network", "enter the network namespace of the gateway", _enter_gateway, "network"),
-    Step("rlimits", "bound descriptors", _bound_descriptors, "node"),
-    Step("unprivileged-uid", "become an unprivileged user of the host", _become_nobody),
-    Step("user-namespace", "map to no user at all", _unshare(linux.CLONE_NEWUSER)),
-    Step("capabilities", "drop every privilege", lambda _plan: linux.drop_capabilities()),
-    Step("capabilities", "forbid tracing", lambda _plan: linux.set_dumpable(0)),
-    Step("pid-namespace", "die with the server", lambda _plan: linux.parent_death_signal(9)),
-    Step("no-new-privs", "rule out new privileges", lambda _plan: linux.no_new_privs()),
-    Step("landlock", "open nothing else", lambda plan: landlock.enforce(_rules(plan))),
-    Step("seccomp", "install the filter", _install_filter),
+def _rule_out_privileges(_plan: Plan, _profile: str) -> Iterable[linux.Prepared]:
+    yield linux.prepared_no_new_privs()
+
+
+def _enforce_rules(plan: Plan, profile: str) -> Iterable[linux.Prepared]:
+    yield linux.prepared_restrict_self(plan.rulesets.get(profile, -1))  # -1 fails: there is none
+
+
+def _install_filter(plan: Plan, profile: str) -> Iterable[linux.Prepared]:
+    yield plan.install(plan.filters[profile])
+
+
+CHILD_STEPS: tuple[ChildStep, ...] = (
+    ChildStep("proc", "mount a /proc of its own process only", _own_proc),
+    ChildStep("ipc-namespace", "leave other executions' queues", _own(linux.CLONE_NEWIPC)),
+    ChildStep("network", "enter the network namespace of the gateway", _enter_gateway, "network"),
+    ChildStep("rlimits", "bound descriptors", _bound_descriptors, "node"),
+    ChildStep("unprivileged-uid", "become an unprivileged user of the host", _become_nobody),
+    ChildStep("user-namespace", "map to no user at all", _own(linux.CLONE_NEWUSER)),
+    ChildStep("capabilities", "drop every privilege", _drop_capabilities),
+    ChildStep("capabilities", "forbid tracing", _forbid_tracing),
+    ChildStep("pid-namespace", "die with the server", _die_with_server),
+    ChildStep("no-new-privs", "rule out new privileges", _rule_out_privileges),
+    ChildStep("landlock", "open nothing else", _enforce_rules),
+    ChildStep("seccomp", "install the filter", _install_filter),
 )

@@ -8,7 +8,10 @@ Sources: the man page of each call; numbers from the kernel's uapi headers.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
+from collections.abc import Callable
+from typing import NamedTuple
 
 __all__ = [
     "CLONE_NEWCGROUP",
@@ -31,6 +34,7 @@ __all__ = [
     "MS_SLAVE",
     "SECCOMP_FILTER_FLAG_NEW_LISTENER",
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+    "Prepared",
     "close_range",
     "drop_capabilities",
     "fork",
@@ -39,6 +43,7 @@ __all__ = [
     "landlock_add_path",
     "landlock_create_ruleset",
     "landlock_restrict_self",
+    "last_error",
     "limit_malloc_arenas",
     "mount",
     "mount_setattr",
@@ -47,10 +52,20 @@ __all__ = [
     "open_tree",
     "parent_death_signal",
     "pivot_root",
+    "prepared_death_signal",
+    "prepared_drop",
+    "prepared_dumpable",
+    "prepared_mount",
+    "prepared_no_new_privs",
+    "prepared_restrict_self",
+    "prepared_seccomp",
+    "prepared_setns",
+    "prepared_unshare",
     "seccomp",
     "set_dumpable",
     "sethostname",
     "setns",
+    "trim_malloc",
     "umount2",
     "unshare",
     "wipe",
@@ -75,7 +90,7 @@ _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _AT_FDCWD, _AT_EMPTY_PATH = -100, 0x1000
 # linux/prctl.h
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP = 1, 4, 24
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_READ, _PR_CAPBSET_DROP = 1, 4, 23, 24
 _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 # linux/capability.h: two 32-bit words of each set
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -101,10 +116,11 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _prctl = _libc.prctl
 _prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
-_quick_prctl = ctypes.PyDLL(None).prctl  # for a call made 41 times a child: errno is not kept
-_quick_prctl.argtypes = _prctl.argtypes
 _CAPSET_HEADER = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
 _CAPSET_NOTHING = (ctypes.c_uint32 * 6)()
+# Found once, not by every child again: ctypes looks for a name at its first use.
+_fork, _unshare, _setns, _capset = _libc.fork, _libc.unshare, _libc.setns, _libc.capset
+_unshare.argtypes, _setns.argtypes = [ctypes.c_int], [ctypes.c_int] * 2
 _mount = _libc.mount
 _mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
 
@@ -132,7 +148,7 @@ def fork() -> int:
     For a process with one thread, whose interpreter is as good after it as before; the caller
     does what else must differ in the child (`random` has the same state in both).
     """
-    return _call("fork", _libc.fork())
+    return _call("fork", _fork())
 
 
 def fork_sharing_files() -> int:
@@ -143,20 +159,50 @@ def fork_sharing_files() -> int:
     return _call("clone", _syscall(_NR_CLONE, _CLONE_FILES | _SIGCHLD, None, None, None, None))
 
 
+class Prepared(NamedTuple):
+    """A call with its arguments, made before a fork: looking things up and making objects would
+    copy pages in every child. Negative is failure, with the reason in `last_error`."""
+
+    name: str
+    call: Callable[[], int | None]
+
+
+def last_error(name: str) -> OSError:
+    """Why a prepared call of this name has failed."""
+    number = ctypes.get_errno()
+    return OSError(number, f"{name}: {os.strerror(number)}")
+
+
 def unshare(flags: int) -> None:
     """unshare(2)"""
-    _call("unshare", _libc.unshare(ctypes.c_int(flags)))
+    _do(prepared_unshare(flags))
+
+
+def prepared_unshare(flags: int) -> Prepared:
+    """unshare(2)"""
+    return Prepared("unshare", functools.partial(_unshare, flags))
 
 
 def setns(fd: int, kind: int) -> None:
     """setns(2); entering a mount namespace also moves root and working directory to its root."""
-    _call("setns", _libc.setns(ctypes.c_int(fd), ctypes.c_int(kind)))
+    _do(prepared_setns(fd, kind))
+
+
+def prepared_setns(fd: int, kind: int) -> Prepared:
+    """setns(2)"""
+    return Prepared("setns", functools.partial(_setns, fd, kind))
 
 
 def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
     """mount(2)"""
+    _do(prepared_mount(source, target, kind, flags, data))
+
+
+def prepared_mount(source: str, target: str, kind: str, flags: int, data: str = "") -> Prepared:
+    """mount(2)"""
     arguments = (os.fsencode(source), os.fsencode(target), kind.encode(), flags, data.encode())
-    _call(f"mount {kind or 'flags'} on {target}", _mount(*arguments))
+    name = f"mount {kind or 'flags'} on {target}"
+    return Prepared(name, functools.partial(_mount, *arguments))
 
 
 def umount2(target: str, flags: int) -> None:
@@ -207,39 +253,66 @@ def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
 
 def parent_death_signal(number: int) -> None:
     """PR_SET_PDEATHSIG: cleared by every later change of credentials, so set it after them."""
-    _call("PR_SET_PDEATHSIG", _prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0))
+    _do(prepared_death_signal(number))
+
+
+def prepared_death_signal(number: int) -> Prepared:
+    """PR_SET_PDEATHSIG"""
+    return _prepared_prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, number)
 
 
 def set_dumpable(value: int) -> None:
     """PR_SET_DUMPABLE: 0 forbids ptrace and core dumps and gives /proc/self to root."""
-    _call("PR_SET_DUMPABLE", _prctl(_PR_SET_DUMPABLE, value, 0, 0, 0))
+    _do(prepared_dumpable(value))
+
+
+def prepared_dumpable(value: int) -> Prepared:
+    """PR_SET_DUMPABLE"""
+    return _prepared_prctl("PR_SET_DUMPABLE", _PR_SET_DUMPABLE, value)
 
 
 def no_new_privs() -> None:
     """PR_SET_NO_NEW_PRIVS"""
-    _call("PR_SET_NO_NEW_PRIVS", _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    _do(prepared_no_new_privs())
+
+
+def prepared_no_new_privs() -> Prepared:
+    """PR_SET_NO_NEW_PRIVS"""
+    return _prepared_prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
 
 
 def drop_capabilities() -> None:
     """Empty the bounding, ambient, effective, permitted and inheritable sets (capabilities(7))."""
+    for prepared in prepared_drop():
+        _do(prepared)
+
+
+def prepared_drop() -> list[Prepared]:
+    """The same, all capabilities that this kernel knows; raises OSError if they cannot be told."""
     number = 0
     # EINVAL past the last capability that the kernel knows; 0 to 40 in Linux 6.x.
-    while _quick_prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) == 0:
+    while _prctl(_PR_CAPBSET_READ, number, 0, 0, 0) >= 0:
         number += 1
     if number == 0:
-        _call("PR_CAPBSET_DROP", -1)
-    _call("PR_CAP_AMBIENT", _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
-    _call("capset", _libc.capset(_CAPSET_HEADER, _CAPSET_NOTHING))
+        raise last_error("PR_CAPBSET_READ")
+    return [
+        *(_prepared_prctl("PR_CAPBSET_DROP", _PR_CAPBSET_DROP, n) for n in range(number)),
+        _prepared_prctl("PR_CAP_AMBIENT", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL),
+        Prepared("capset", functools.partial(_capset, _CAPSET_HEADER, _CAPSET_NOTHING)),
+    ]
 
 
 def seccomp(program: bytes, flags: int = 0) -> int:
     """seccomp(2): install a classic BPF program (8 bytes an instruction) for good; returns the
     descriptor that SECCOMP_FILTER_FLAG_NEW_LISTENER asks for."""
-    filter_ = _SockFprog(len(program) // 8, program)
-    done = _syscall(
-        _NR_SECCOMP, _SECCOMP_SET_MODE_FILTER, ctypes.c_ulong(flags), ctypes.byref(filter_)
-    )
-    return _call("seccomp", done)
+    return _do(prepared_seccomp(program, flags))
+
+
+def prepared_seccomp(program: bytes, flags: int = 0) -> Prepared:
+    """seccomp(2)"""
+    given = ctypes.byref(_SockFprog(len(program) // 8, program))
+    arguments = (_NR_SECCOMP, _SECCOMP_SET_MODE_FILTER, ctypes.c_ulong(flags), given)
+    return Prepared("seccomp", functools.partial(_syscall, *arguments))
 
 
 def landlock_abi() -> int:
@@ -265,7 +338,13 @@ def landlock_add_path(ruleset: int, allowed: int, fd: int) -> None:
 
 def landlock_restrict_self(ruleset: int) -> None:
     """landlock_restrict_self(2): for good; needs no_new_privs or CAP_SYS_ADMIN."""
-    _call("landlock_restrict_self", _syscall(_NR_LANDLOCK_RESTRICT_SELF, ruleset, 0))
+    _do(prepared_restrict_self(ruleset))
+
+
+def prepared_restrict_self(ruleset: int) -> Prepared:
+    """landlock_restrict_self(2)"""
+    call = functools.partial(_syscall, _NR_LANDLOCK_RESTRICT_SELF, ruleset, 0)
+    return Prepared("landlock_restrict_self", call)
 
 
 def wipe(buffer: bytearray, size: int) -> None:
@@ -280,8 +359,22 @@ def limit_malloc_arenas(count: int) -> None:
         mallopt(ctypes.c_int(_M_ARENA_MAX), ctypes.c_int(count))
 
 
+def trim_malloc() -> None:
+    """malloc_trim(3): give back what was freed, which every fork would copy the mapping of."""
+    trim = getattr(_libc, "malloc_trim", None)  # musl has none
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
+
+
+def _prepared_prctl(name: str, option: int, value: int) -> Prepared:
+    return Prepared(name, functools.partial(_prctl, option, value, 0, 0, 0))
+
+
+def _do(prepared: Prepared) -> int:
+    return _call(prepared.name, prepared.call() or 0)
+
+
 def _call(name: str, result: int) -> int:
     if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{name}: {os.strerror(number)}")
+        raise last_error(name)
     return result

@@ -13,13 +13,14 @@ sends it and ends; by then nothing of a handler has run.
 from __future__ import annotations
 
 import _socket
+import functools
 import json
 import os
 import struct
 
 from sandbox import linux, wire
 
-__all__ = ["ALLOW", "ASK", "install", "reporting"]
+__all__ = ["ALLOW", "ASK", "install", "prepared", "reporting"]
 
 ALLOW, ASK = 0x7FFF0000, 0x7FC00000  # SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF (linux/seccomp.h)
 _INSTRUCTION = struct.Struct("=HBBI")
@@ -40,6 +41,11 @@ def reporting(program: bytes) -> bytes:
         if code == _RETURN and value != ALLOW:
             _INSTRUCTION.pack_into(changed, at, code, jump_true, jump_false, ASK)
     return bytes(changed)
+
+
+def prepared(program: bytes, channel_fd: int) -> linux.Prepared:
+    """`install`, as a step of a child has it."""
+    return linux.Prepared("seccomp", functools.partial(install, program, channel_fd))
 
 
 def install(program: bytes, channel_fd: int) -> None:

@@ -17,6 +17,7 @@ it is ready, or why it could not be confined.
 
 from __future__ import annotations
 
+import _random
 import _socket
 import functools
 import gc
@@ -47,6 +48,8 @@ _PRELOAD = (
 _PAGE = resource.getpagesize()
 _CHANNEL_FD = 3
 _READY = wire.frame(wire.READY, bytes(wire.TOKEN_BYTES), b"")
+# What `random.seed` does, without the Python on the way: each child copies the pages it is on.
+_reseed = functools.partial(_random.Random.seed, random._inst)
 _WARM_UPS = 20  # after 8 rounds the interpreter stops rewriting the code it runs
 
 
@@ -91,9 +94,9 @@ def main(control_fd: int) -> None:
         rehearsal=start["warm"],
     )
     if start["report_refused"]:
-        from sandbox.listener import install
+        from sandbox.listener import prepared
 
-        plan.install = functools.partial(install, channel_fd=_CHANNEL_FD)
+        plan.install = functools.partial(prepared, channel_fd=_CHANNEL_FD)
     if program := start["node"]:
         nodejs.open_program(program)
         plan.node_files = nodejs.needed_files(program)
@@ -104,9 +107,12 @@ def main(control_fd: int) -> None:
         _tell(control, {"failed": exc.layer, "reason": exc.reason})
         os._exit(1)
     gc.collect()
+    linux.trim_malloc()
+    server = _Server(control, plan, runner, host_view, own_view)
+    # What is there by now no collection in a child looks at, which would copy its pages.
     gc.freeze()
     gc.disable()
-    _Server(control, plan, runner, host_view, own_view).serve()
+    server.serve()
 
 
 def _be_first_to_go() -> None:
@@ -152,6 +158,9 @@ class _Server:
         self._own_pids = -1
         if plan.has("pid-namespace"):
             self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
+        # What each child is forked into and has for itself.
+        self._own = linux.CLONE_NEWPID if self._own_pids >= 0 else 0
+        self._own |= linux.CLONE_NEWNS if own_view >= 0 else 0
         self._children: dict[int, _Child] = {}
         self._by_fd: dict[int, _Child] = {}
         self._poll = select.poll()
@@ -213,22 +222,23 @@ class _Server:
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
         mounts, refusal = -1, None
+        if self._own_pids >= 0:
+            # Only a process whose children go to its own namespace may ask for another one.
+            linux.setns(self._own_pids, linux.CLONE_NEWPID)
         if self._own_view >= 0:
             try:
                 package = self._pick_up(fitting)
             except OSError as exc:
                 package, refusal = -1, exc
             linux.setns(self._own_view, linux.CLONE_NEWNS)
-            linux.unshare(linux.CLONE_NEWNS)  # the child's: it is forked into it
+            linux.unshare(self._own)
             mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY)
             try:
                 self._put_down(package, fitting)
             except OSError as exc:
                 refusal = exc
-        if self._own_pids >= 0:
-            # Only a process whose children go to its own namespace may ask for another one.
-            linux.setns(self._own_pids, linux.CLONE_NEWPID)
-            linux.unshare(linux.CLONE_NEWPID)
+        elif self._own:
+            linux.unshare(self._own)
         limits = TAKE.unpack_from(fitting)[2:] if fitting else ()
         linux.wipe(self._buffer, len(message))  # no child inherits a package's path
         self._plan.profile = profile
@@ -239,7 +249,9 @@ class _Server:
             os._exit(1)
         if pid == 0:
             fds = (go_read, out_write, err_write, channel.detach())
-            _child(self._plan, self._steps[profile], self._runner, fds, heap_mib)
+            # Somebody waits for one that has its limits already: it has no time to rehearse.
+            rehearsal = "" if limits else self._plan.rehearsal
+            _child(self._plan, self._steps[profile], self._runner, fds, heap_mib, rehearsal)
         if mounts >= 0:
             linux.setns(self._host_view, linux.CLONE_NEWNS)
         channel.close()
@@ -344,10 +356,11 @@ class _Server:
 
 def _child(
     plan: confine.Plan,
-    steps: tuple[confine.Step, ...],
+    steps: confine.Steps,
     runner: Runner,
     fds: tuple[int, int, int, int],
     heap_mib: int,
+    rehearsal: str,
 ) -> NoReturn:
     """Whatever happens ends this process."""
     try:
@@ -355,7 +368,7 @@ def _child(
         for number, fd in enumerate(fds):
             os.dup2(fd, number)
         try:
-            confine.take_steps(steps, plan)
+            confine.take_prepared(steps, plan)
         except confine.LayerFailed as exc:
             said = json.dumps({"layer": exc.layer, "reason": exc.reason}).encode()
             os.write(_CHANNEL_FD, wire.frame(wire.UNCONFINED, bytes(wire.TOKEN_BYTES), said))
@@ -365,8 +378,8 @@ def _child(
             nodejs.start(heap_mib, nodejs.INSIDE if plan.has("private-root") else nodejs.SHIM)
         linux.close_range(_CHANNEL_FD + 1)
         os.write(_CHANNEL_FD, _READY)  # before any handler could say something else first
-        random.seed()  # every child was born with the same state
-        runner.serve(plan.rehearsal)
+        _reseed()  # every child was born with the same state
+        runner.serve(rehearsal)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import resource
+import select
 import signal
 import socket
 import time
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sandbox import wire
+from sandbox.alarm import Alarm
 from sandbox.descriptors import receive
 
 __all__ = ["Child", "Ended", "Fitting", "Profile"]
@@ -88,7 +90,11 @@ class Child:
         self.stdout, self.stderr, self._pidfd = fds[1:]
         os.set_blocking(self.stdout, False)
         os.set_blocking(self.stderr, False)
-        self._loop = asyncio.get_running_loop()
+        self._poll = select.poll()
+        for fd in fds[:3]:
+            self._poll.register(fd, select.POLLIN)
+        self.loop = asyncio.get_running_loop()
+        self.alarm = Alarm(self.loop)  # for whoever has it at the moment
         self.ended = ended
         self.made_at = time.monotonic()
         self.uses = 0
@@ -119,7 +125,7 @@ class Child:
         self._on_data = on_data
         if not self._is_heard:
             self._is_heard = True
-            self._loop.add_reader(self.channel.fileno(), self._readable)
+            self.loop.add_reader(self.channel.fileno(), self._readable)
 
     def leave(self) -> None:
         """Nobody listens any more: whatever comes now was not asked for, and it is killed."""
@@ -142,6 +148,16 @@ class Child:
         self._expects_listener = False
         self._listener = fds[0] if fds else -1
         return data
+
+    def readable(self) -> list[int]:
+        """Of its channel, its standard output and its error output: which have something to be
+        read, or have ended. One look at all takes less than one that finds nothing to read."""
+        return [fd for fd, _events in self._poll.poll(0)]
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing has come on the channel that was not received."""
+        return self.channel.fileno() not in self.readable()
 
     def prepare(self, root: str, fitting: Fitting) -> None:
         """Have it read the package at `root` ahead of its call, and import it if so told."""
@@ -197,6 +213,7 @@ class Child:
         self.kill()
         if self._pidfd >= 0:
             self._stop_hearing()
+            self.alarm.close()
             self.channel.close()
             fds = (self.stdout, self.stderr, self._pidfd, self._status, self._statm)
             for fd in (*fds, self.take_listener()):
@@ -226,10 +243,10 @@ class Child:
         try:
             self.look_up()
             status = os.pread(self._status, 2048, 0)
-            peak_kib = int(status.split(b"VmHWM:", 1)[1].split(None, 1)[0])
-            self.last_peak_bytes = peak_kib * 1024
+            at = status.index(b"VmHWM:") + 6
+            self.last_peak_bytes = int(status[at : status.index(b"kB", at)]) * 1024
             return self.last_peak_bytes
-        except (OSError, IndexError, ValueError):
+        except (OSError, ValueError):
             return None
 
     def resident_bytes(self) -> int:
@@ -251,7 +268,7 @@ class Child:
     def _stop_hearing(self) -> None:
         if self._is_heard:
             self._is_heard = False
-            self._loop.remove_reader(self.channel.fileno())
+            self.loop.remove_reader(self.channel.fileno())
 
     def _signal(self, number: int) -> None:
         if self._pidfd >= 0:

@@ -126,12 +126,12 @@ class ForkServer:
         return list(self._demands)
 
     @property
-    def fittings(self) -> set[Fitting]:
-        """What children that wait have been given, or are about to be."""
+    def imports(self) -> set[Fitting]:
+        """What children that wait import ahead of their calls, or are about to."""
         now = self._loop.time()
-        given = {child.fitting for ready in self._ready.values() for child in ready}
-        given |= {demand.expected(now) for demand in self._demands.values()}
-        return {fitting for fitting in given if fitting is not None}
+        given = [child.fitting for ready in self._ready.values() for child in ready]
+        given += [demand.expected(now) for demand in self._demands.values()]
+        return {fitting for fitting in given if fitting is not None and fitting.preload}
 
     def launch(self) -> None:
         """Start the process and ask for its first children. Does not wait."""

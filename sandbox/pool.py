@@ -54,6 +54,7 @@ class Pool:
 
     def __init__(self, settings: PoolSettings | None = None) -> None:
         self.settings = settings or PoolSettings()
+        self._loop: asyncio.AbstractEventLoop  # from `start` on
         self._slots: list[Slot] = []
         self._free: list[Slot] = []
         self._dormant: list[Slot] = []  # free too, and without a fork server
@@ -108,7 +109,7 @@ class Pool:
         A host that lacks a layer is no error here: `layers` says so and `run` refuses. Raises
         OSError if the interpreter cannot be executed at all.
         """
-        loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         wanted, problems = layers.wanted(self.settings)
         try:
             self._node = await asyncio.to_thread(nodejs.find, self.settings.node)
@@ -158,7 +159,7 @@ class Pool:
         self._free = self._slots[: self._floor][::-1]
         self._dormant = self._slots[self._floor :][::-1]
         self._idle.set()
-        self._trim = loop.call_later(_TRIM_EVERY_S, self._on_trim)
+        self._trim = self._loop.call_later(_TRIM_EVERY_S, self._on_trim)
         self._started = True
 
     async def run(self, call: Call, on_log: OnLog | None = None) -> Reply:
@@ -257,9 +258,8 @@ class Pool:
         if self._free and not self._waiting:
             return self._choose(call)
         if self._dormant and self._growth is None:
-            loop = asyncio.get_running_loop()
-            self._growth = loop.call_later(_GROW_AFTER_S, self._grow)
-        future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
+            self._growth = self._loop.call_later(_GROW_AFTER_S, self._grow)
+        future: asyncio.Future[Slot] = self._loop.create_future()
         self._waiting.append(future)
         try:
             return await future
@@ -271,12 +271,11 @@ class Pool:
     def _grow(self) -> None:
         """Somebody has waited for a slot: start another one, if that helps."""
         self._growth = None
-        stuck = asyncio.get_running_loop().time() - self._ended_at > _NONE_ENDED_S
+        stuck = self._loop.time() - self._ended_at > _NONE_ENDED_S
         if self._waiting and self._dormant and (stuck or self._waited_ms > _WAITED_MS):
             self._release(self._dormant.pop())
         if self._waiting and self._dormant:
-            loop = asyncio.get_running_loop()
-            self._growth = loop.call_later(_GROW_AFTER_S, self._grow)
+            self._growth = self._loop.call_later(_GROW_AFTER_S, self._grow)
 
     def _choose(self, call: Call) -> Slot:
         key, profile = key_of(call), profile_of(call)
@@ -297,7 +296,7 @@ class Pool:
             if not future.done():
                 future.set_result(slot)
                 return
-        slot.idle_since = asyncio.get_running_loop().time()
+        slot.idle_since = self._loop.time()
         self._free.append(slot)
         if len(self._free) + len(self._dormant) == len(self._slots):
             self._idle.set()
@@ -374,7 +373,7 @@ class Pool:
                 watch.close()
             if visit is not None:
                 traffic = visit.close()
-        self._ended_at = asyncio.get_running_loop().time()
+        self._ended_at = self._loop.time()
         waited_ms = reply.usage.wall_ms - reply.usage.cpu_ms
         self._waited_ms += _SMOOTHING * (waited_ms - self._waited_ms)
         if reply.ending in (Ending.CRASH, Ending.MEMORY, Ending.PROTOCOL):
@@ -413,38 +412,41 @@ class Pool:
 
     def _request(self, call: Call) -> bytes:
         inside = self._layers["private-root"].available
-        rest = wire.encode_plain(
-            {
-                "root": PACKAGE if inside else call.package_dir,
-                "entrypoint": call.entrypoint,
-                "has_input": call.has_input,
-                "secrets": dict(call.secrets),
-                "execution_id": call.execution_id,
-                "flow_id": call.flow_id,
-                "step_id": call.step_id,
-                "attempt": call.attempt,
-                "tenant_id": call.tenant_id,
-                "task_id": call.task_id,
-                "output_bytes": call.limits.output_bytes,
-                "log_bytes": call.limits.log_bytes,
-                "reuse": call.reuse is not None,
-            }
-        )
-        given, config = _text(call.input), _text(call.config)
-        return b'{"input":%s,"config":%s,%s' % (given, config, rest[1:])
+        said: dict[str, Any] = {
+            "root": PACKAGE if inside else call.package_dir,
+            "entrypoint": call.entrypoint,
+            "has_input": call.has_input,
+            "secrets": dict(call.secrets),
+            "execution_id": call.execution_id,
+            "flow_id": call.flow_id,
+            "step_id": call.step_id,
+            "attempt": call.attempt,
+            "tenant_id": call.tenant_id,
+            "task_id": call.task_id,
+            "output_bytes": call.limits.output_bytes,
+            "log_bytes": call.limits.log_bytes,
+            "reuse": call.reuse is not None,
+        }
+        texts = b"{"
+        for name, value in (("input", call.input), ("config", call.config)):
+            if isinstance(value, JsonText):
+                texts += b'"%s":%s,' % (name.encode(), value)
+            else:
+                wire.check(value)
+                said[name] = value
+        return texts + wire.encode_plain(said)[1:]
 
     # --- housekeeping ------------------------------------------------------------------------
 
     def _on_trim(self) -> None:
         """Let go of what is idle, and replace fork servers that are old."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = self._loop.time()
         for slot in list(self._free):
             slot.trim(now, self._floor <= slot.number)
             if slot.server is None:
                 self._free.remove(slot)
                 self._dormant.append(slot)
-        self._trim = loop.call_later(_TRIM_EVERY_S, self._on_trim)
+        self._trim = self._loop.call_later(_TRIM_EVERY_S, self._on_trim)
 
     # --- at start ----------------------------------------------------------------------------
 
@@ -476,10 +478,6 @@ class Pool:
                 watch.close()
         await child.ended  # nothing of the trial is left
         return layers.judged(wanted, problems, required, found, reply)
-
-
-def _text(value: Any) -> bytes:
-    return value if isinstance(value, JsonText) else wire.encode(value)
 
 
 def _failure(failure: ServerFailed) -> Reply:

@@ -65,7 +65,7 @@ class Session:
         self._slot = slot
         self._call = call
         self._is_node = call.runtime == "node"
-        self._loop = asyncio.get_running_loop()
+        self._loop = child.loop
         self._done: asyncio.Future[tuple[Ending, Any]] = self._loop.create_future()
         self._token = os.urandom(wire.TOKEN_BYTES)
         limits = call.limits
@@ -77,7 +77,6 @@ class Session:
         self._started = self._loop.time()
         self._cpu_before_ns = 0
         self._ticks = 0
-        self._tick: asyncio.TimerHandle | None = None
         self._channel = child.channel.fileno()
         self._unread = False  # it died before it had read the request
         base = child.bare_bytes
@@ -90,7 +89,7 @@ class Session:
         A child that brought a result goes on living; any other is killed by then. Raises
         ServerFailed if nothing of the handler has run, and another child may do.
         """
-        child, loop = self._child, self._loop
+        child = self._child
         if child.refused:
             raise _refusal(child.refused)
         if child.uses > 1:
@@ -98,10 +97,10 @@ class Session:
         self._write()
         child.listen(self._on_channel)
         child.on_refused = self._refused
-        self._tick = loop.call_later(min(_TICK_S, self._left_s()), self._on_tick)
+        child.alarm.set(min(_TICK_S, self._left_s()), self._on_tick)
         try:
             ending, value = await self._done
-            wall_ms = round((loop.time() - self._started) * 1000)
+            wall_ms = round((self._loop.time() - self._started) * 1000)
             if ending is Ending.RESULT and (usage := self._usage(wall_ms)) is not None:
                 self._read_output()
                 return Reply(ending, value, "", self._logs.finished(), usage)
@@ -113,8 +112,7 @@ class Session:
         finally:
             child.on_refused = None
             child.leave()
-            if self._tick is not None:
-                self._tick.cancel()
+            child.alarm.off()
             if self._writing:
                 self._loop.remove_writer(self._channel)
 
@@ -185,7 +183,6 @@ class Session:
         return self._started + self._call.limits.wall_ms / 1000 - self._loop.time()
 
     def _on_tick(self) -> None:
-        self._tick = None
         left_s = self._left_s()
         if left_s <= 0:
             self._finish(Ending.TIMEOUT, "ran too long")
@@ -204,7 +201,7 @@ class Session:
         self._ticks += 1
         if self._ticks % _TICKS_TO_CHECK == 0:
             self._slot.check()
-        self._tick = self._loop.call_later(min(_TICK_S, left_s), self._on_tick)
+        self._child.alarm.set(min(_TICK_S, left_s), self._on_tick)
 
     # --- the channel -------------------------------------------------------------------------
 
@@ -300,8 +297,12 @@ class Session:
     def _read_output(self) -> None:
         """What C code or a crashing interpreter wrote to descriptors 1 and 2, a buffer at most
         each time: who writes more waits."""
-        self._logs.on_output("stdout", _read(self._child.stdout))
-        self._logs.on_output("stderr", _read(self._child.stderr))
+        child = self._child
+        for fd in child.readable():
+            if fd == child.stdout:
+                self._logs.on_output("stdout", _read(fd))
+            elif fd == child.stderr:
+                self._logs.on_output("stderr", _read(fd))
 
 
 def _refusal(reason: str) -> ServerFailed:

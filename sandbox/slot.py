@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-import socket
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ KEPT_MAX = 8
 # What the group holds besides the handler and what waits: the fork server, kernel memory for all.
 _GROUP_SLACK_BYTES = 96 * MIB
 _GROUP_SLACK_TASKS = 64
+_GROUP_STEP_BYTES = MIB
 _SPARE_BYTES = {False: 8 * MIB, True: 64 * MIB}
 _STOP_AFTER_S = 0.05
 # A fork server is replaced after so many executions or seconds: its children share the layout of
@@ -94,7 +94,6 @@ class Slot:
         self._gateway: Gateway | None = None
         self._kept: dict[Hashable, Child] = {}
         self._stopped: set[Child] = set()
-        self._stopping: dict[Child, asyncio.TimerHandle] = {}
         self.idle_since = self._loop.time()
         self.server: ForkServer | None = None
         self._closed = False
@@ -142,14 +141,21 @@ class Slot:
         if self.group is None:
             return
         temp = call.limits.temp_bytes if call.policy.filesystem == "temp" else 0
-        kept = sum(child.last_peak_bytes for child in self._kept.values())
-        ahead = {fitting_of(call)}
+        kept = 0
+        for child in self._kept.values():
+            kept += child.last_peak_bytes
+        ahead: set[Fitting] = set()
         if self.server is not None:
             for profile in self.server.profiles:
                 kept += self.server.spares(profile) * _SPARE_BYTES[profile.is_node]
-            ahead |= self.server.fittings
+            ahead = self.server.imports
+        if call.preload and (fitting := fitting_of(call)).preload:
+            ahead.add(fitting)
+        # A process grows by a page now and then: the group's files are not written for each.
+        kept += -kept % _GROUP_STEP_BYTES
         # What is imported ahead may take as much as its own call.
-        kept += sum(fitting.memory_bytes for fitting in ahead if fitting.preload)
+        for fitting in ahead:
+            kept += fitting.memory_bytes
         try:
             self.group.limit(
                 memory_bytes=call.limits.memory_bytes + temp + _GROUP_SLACK_BYTES + kept,
@@ -196,13 +202,13 @@ class Slot:
         child = self._kept.pop(key, None)
         if child is None:
             return None
-        if timer := self._stopping.pop(child, None):
-            timer.cancel()
+        child.alarm.off()
         if child in self._stopped:
             self._stopped.discard(child)
             child.go_on()
         late = self._loop.time() - child.idle_since > child.idle_s
-        if late or child.ended.done() or not _is_silent(child.channel):
+        # Whatever has come since the last result, nobody asked for it.
+        if late or child.ended.done() or not child.is_silent:
             child.close()
             return None
         return child
@@ -212,7 +218,8 @@ class Slot:
         reuse = call.reuse
         if reuse is None or child.uses >= reuse.uses or key in self._kept:
             return False
-        if self._loop.time() - child.made_at > reuse.age_ms / 1000:
+        now = self._loop.time()
+        if now - child.made_at > reuse.age_ms / 1000:
             return False
         # Together they hold what one execution may: nobody else's executions are counted with.
         while self._kept and (
@@ -221,9 +228,9 @@ class Slot:
         ):
             self._drop(next(iter(self._kept)))
         self._kept[key] = child
-        self._stopping[child] = self._loop.call_later(_STOP_AFTER_S, self._stop, child)
+        child.alarm.set(_STOP_AFTER_S, lambda: self._stop(child))
         child.idle_s = reuse.idle_ms / 1000
-        child.idle_since = self._loop.time()
+        child.idle_since = now
         return True
 
     def holds(self, child: Child) -> bool:
@@ -262,8 +269,7 @@ class Slot:
         self._take_listeners([])
 
     def _stop(self, child: Child) -> None:
-        if timer := self._stopping.pop(child, None):
-            timer.cancel()
+        child.alarm.off()
         if child not in self._stopped:
             self._stopped.add(child)
             child.stop()
@@ -271,8 +277,6 @@ class Slot:
     def _drop(self, key: Hashable) -> None:
         child = self._kept.pop(key)
         self._stopped.discard(child)
-        if timer := self._stopping.pop(child, None):
-            timer.cancel()
         child.close()
 
     def _take_listeners(self, fds: list[int]) -> None:
@@ -287,14 +291,3 @@ class Slot:
 
 def _own_bytes(child: Child) -> int:
     return max(0, child.last_peak_bytes - child.bare_bytes)
-
-
-def _is_silent(channel: socket.socket) -> bool:
-    """Whether nothing came since the last result: whatever it is, nobody asked for it."""
-    try:
-        channel.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False

@@ -39,7 +39,8 @@ def service_of(driver: Containers) -> int:
         if folder.name.isdigit():
             with suppress(OSError):
                 words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                if address in words:
+                # A child that it has just forked has the same words, and is in its session.
+                if address in words and os.getsid(int(folder.name)) == int(folder.name):
                     return int(folder.name)
     raise AssertionError("there is none")
 

@@ -49,7 +49,7 @@ from flowmonkeyd.vault import Vault
 from flowmonkeyd.vault.keys import keyring
 from flowmonkeyd.vault.local import Local
 from flowmonkeyd.vitals import Vitals
-from sandbox import Pool, PoolSettings
+from sandbox import HostedPool, PoolSettings
 
 __all__ = ["Daemon", "main"]
 
@@ -95,7 +95,7 @@ class Daemon:
         engine = _engine(store, settings)
         packages = Packages(settings.dataDir / "packages", settings.sandbox.python)
         vault = _vault(settings, store)
-        pool = Pool(_pool_settings(settings))
+        pool = HostedPool(_pool_settings(settings))
         stateless = Stateless(pool, packages, engine, clock, settings, vault)
         containers = _containers(settings)
         builder = _builder(settings, store, packages, clock, containers, lambda: fleet.ready())
@@ -195,7 +195,7 @@ async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.wait(tasks)
 
 
-async def _open(store: Store, pool: Pool, packages: Packages) -> None:
+async def _open(store: Store, pool: HostedPool, packages: Packages) -> None:
     async with asyncio.TaskGroup() as opening:
         opening.create_task(store.open())
         opening.create_task(_start(pool))
@@ -204,7 +204,7 @@ async def _open(store: Store, pool: Pool, packages: Packages) -> None:
     packages.remove_unused(await store.read(catalog.digests))
 
 
-async def _start(pool: Pool) -> None:
+async def _start(pool: HostedPool) -> None:
     """A host that cannot run the sandbox still serves: each step is refused with the reason."""
     try:
         await pool.start()

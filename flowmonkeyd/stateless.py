@@ -30,7 +30,7 @@ from flowmonkeyd.terms import Terms, terms_of
 from flowmonkeyd.vault import Value, Vault
 from flowmonkeyd.vault.access import Wanted, wanted_of
 from flowmonkeyd.vault.access import given as given_secrets
-from sandbox import Call, Ending, JsonText, Limits, LogLine, Pool, Reply, Traffic
+from sandbox import Call, Ending, HostedPool, JsonText, Limits, LogLine, Reply, Traffic
 
 __all__ = ["Stateless"]
 
@@ -71,7 +71,7 @@ class Stateless:
 
     def __init__(
         self,
-        pool: Pool,
+        pool: HostedPool,
         packages: Packages,
         engine: Engine,
         clock: Clock,

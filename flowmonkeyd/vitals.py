@@ -16,7 +16,7 @@ from flowmonkeyd.jobmodel import JobState
 from flowmonkeyd.model import ExecutionStatus
 from flowmonkeyd.stateless import Stateless
 from flowmonkeyd.store import Store, executions, jobs, tasks
-from sandbox import Pool
+from sandbox import HostedPool
 from sandbox.standins import described
 
 __all__ = ["Vitals"]
@@ -29,7 +29,7 @@ class Vitals:
         self,
         store: Store,
         dispatcher: Dispatcher,
-        pool: Pool,
+        pool: HostedPool,
         stateless: Stateless,
         fleet: Fleet | None = None,
     ) -> None:
@@ -41,10 +41,10 @@ class Vitals:
         self._stateless = stateless
         self._started_s = time.monotonic()
 
-    def health(self) -> dict[str, Any]:
+    async def health(self) -> dict[str, Any]:
         """What `GET /v1/health` answers."""
         sandbox = self._sandbox()
-        pool = self._pool.statistics()
+        pool = await self._pool.statistics()
         refusal = self._store.refusal
         status = "ok" if sandbox["status"] == "ok" and refusal is None else "degraded"
         return {
@@ -65,12 +65,12 @@ class Vitals:
             },
         }
 
-    def pools(self) -> dict[str, Any]:
+    async def pools(self) -> dict[str, Any]:
         """What runs handlers: the sandbox's pool, and warm containers by their kind with how long
         jobs have waited for theirs."""
         fleet = self._fleet
         return {
-            "items": [{"name": "sandbox", **self._pool.statistics()}],
+            "items": [{"name": "sandbox", **await self._pool.statistics()}],
             "warm": fleet.pool.statistics() if fleet is not None else [],
             "starts": fleet.pool.starts() if fleet is not None else {"warm": {}, "cold": {}},
         }
@@ -81,21 +81,22 @@ class Vitals:
             lambda c: (executions.counts(c), tasks.depth(c), jobs.counts(c))
         )
         warm = self._fleet.pool.statistics() if self._fleet is not None else []
-        return self._numbers.render(counts, depth, by_state, warm)
+        pool = await self._pool.statistics()
+        return self._numbers.render(counts, depth, by_state, warm, pool)
 
     def _sandbox(self) -> dict[str, Any]:
         layers = self._pool.layers()
         missing = [one for one in layers if not one.available]
         failed = [one.name for one in missing if one.required]
-        if not layers:
-            detail = "the sandbox could not start"
+        if (problem := self._pool.problem) is not None:
+            detail = problem
         elif failed:
             detail = f"missing: {', '.join(failed)}"
         else:
             names = ", ".join(one.name for one in missing)
             detail = "every required layer holds" + (f"; not there: {names}" if names else "")
         return {
-            "status": "ok" if layers and not failed else "failed",
+            "status": "ok" if problem is None and not failed else "failed",
             "detail": detail,
             "layers": [described(one) for one in layers],
         }
@@ -123,11 +124,10 @@ class _Numbers:
     """The metrics, made at the first scrape: 25 ms that a daemon nobody scrapes does not pay."""
 
     def __init__(
-        self, store: Store, dispatcher: Dispatcher, pool: Pool, stateless: Stateless
+        self, store: Store, dispatcher: Dispatcher, pool: HostedPool, stateless: Stateless
     ) -> None:
         from flowmonkeyd.metrics import Metrics
 
-        self._pool = pool
         metrics = self._metrics = Metrics()
         running = metrics.gauge("tasks_running", "Tasks running now")
         running.set_function(lambda: dispatcher.running)
@@ -163,6 +163,7 @@ class _Numbers:
         depth: list[dict[str, Any]],
         jobs_by_state: dict[str, int],
         warm: list[dict[str, Any]],
+        pool: dict[str, Any],
     ) -> str:
         for job_state in JobState:
             self._jobs.labels(job_state.value).set(jobs_by_state.get(job_state.value, 0))
@@ -171,7 +172,6 @@ class _Numbers:
         self._warm.labels("ready").set(sum(row["size"] for row in warm))
         for status in ExecutionStatus:
             self._executions.labels(status.value).set(counts.get(status.value, 0))
-        pool = self._pool.statistics()
         for state in ("kept", "started", "reused", "crashed"):
             self._processes.labels(state).set(pool[state])
         self._processes.labels("spare").set(sum(pool["spares"].values()))

@@ -1,8 +1,8 @@
 """Untrusted Python in processes that can reach nothing: a library that knows nothing of flows.
 
-`Pool` runs a `Call` in a fresh, confined process and always comes back with a `Reply`. It imports
-the standard library and the binding to libseccomp, nothing of ours. Importing this package costs
-nothing: what it names is loaded when it is first used, and a fork server uses none of it.
+`Pool` runs a `Call` in a fresh, confined process and always comes back with a `Reply`;
+`HostedPool` has a process of its own do that. They import nothing of ours. Importing this package
+costs nothing: what it names is loaded when it is first used, and a fork server uses none of it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sandbox.host.hosted import HostedPool
     from sandbox.model import (
         ALL_LAYERS,
         DEFAULT_REQUIRED,
@@ -41,6 +42,7 @@ __all__ = [
     "Denial",
     "Egress",
     "Ending",
+    "HostedPool",
     "JsonText",
     "Layer",
     "Limits",
@@ -62,6 +64,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    module = importlib.import_module("sandbox.pool" if name == "Pool" else "sandbox.model")
+    places = {"Pool": "sandbox.pool", "HostedPool": "sandbox.host.hosted"}
+    module = importlib.import_module(places.get(name, "sandbox.model"))
     value = globals()[name] = getattr(module, name)
     return value

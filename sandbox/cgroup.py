@@ -146,15 +146,16 @@ class Groups:
         self._slots: list[Group] = []
 
     @classmethod
-    def open(cls, name: str) -> Groups:
+    def open(cls, name: str, family: int = 0) -> Groups:
         """Find a place and make the group that holds the others, named after `name` and this
-        process. Raises OSError whose words say why this host gives none and what to do."""
+        process. `family`: the process whose descendants are moved with this one (0: itself).
+        Raises OSError whose words say why this host gives none and what to do."""
         own, mounts = _own_groups(), _mounts()
         of_v2 = _controllers(own, mounts)
         if missing := [c for c in _CONTROLLERS if c not in own and c not in of_v2]:
             raise _refused(f"the kernel has no controller for {', '.join(missing)}")
         if all(controller in of_v2 for controller in _CONTROLLERS):
-            return cls._open_v2(name, own, mounts)
+            return cls._open_v2(name, own, mounts, family or os.getpid())
         return cls._open_v1(name, own, mounts)
 
     @classmethod
@@ -174,11 +175,13 @@ class Groups:
             ) from exc
 
     @classmethod
-    def _open_v2(cls, name: str, own: Mapping[str, str], mounts: Mapping[str, _Mount]) -> Groups:
+    def _open_v2(
+        cls, name: str, own: Mapping[str, str], mounts: Mapping[str, _Mount], family: int
+    ) -> Groups:
         parent = _place(own[""], mounts[""])
         _remove_leftovers(parent, name)
         try:
-            given = _give_controllers(parent)
+            given = _give_controllers(parent, family)
             tops = _make_tops(dict.fromkeys(_CONTROLLERS, parent), name)
             groups = cls(2, tops, given)
         except _Refused:
@@ -272,6 +275,8 @@ def _controllers(own: Mapping[str, str], mounts: Mapping[str, _Mount]) -> list[s
 def _place(own: str, mount: _Mount) -> Path:
     """Where groups of ours may be made on version 2; raises OSError, in words."""
     here = mount.folder(own)
+    if here.name == _LEAF:  # where a pool that was killed has put its family
+        here = here.parent
     for folder in (here, here.parent):  # the parent: DelegateSubgroup= of systemd.resource-control
         if folder.is_relative_to(mount.point) and _is_delegated(folder):
             return _with_controllers(folder)
@@ -303,7 +308,7 @@ def _with_controllers(folder: Path) -> Path:
     return folder
 
 
-def _give_controllers(parent: Path) -> frozenset[str]:
+def _give_controllers(parent: Path, family: int) -> frozenset[str]:
     """Let groups below `parent` have the controllers; returns those that they did not have."""
     control = parent / "cgroup.subtree_control"
     missing = frozenset(_CONTROLLERS) - set(control.read_text().split())
@@ -315,7 +320,7 @@ def _give_controllers(parent: Path) -> frozenset[str]:
         if exc.errno != errno.EBUSY:
             raise
     # "No internal processes", but in the host's root.
-    others = [pid for pid in _pids(parent) if not _is_ours(pid)]
+    others = [pid for pid in _pids(parent) if not _is_ours(pid, family)]
     # The top, where no systemd rules, is that of a container: all of it is given to us.
     if others and not _is_delegated(parent) and parent != _mounts()[""].point:
         raise _refused(f"other processes are in {parent}: {others[0]}", _DELEGATE)
@@ -349,14 +354,14 @@ def _move(pids: Iterable[int], folder: Path) -> None:
             _write(folder / "cgroup.procs", str(pid))
 
 
-def _is_ours(pid: int) -> bool:
-    """Whether a process is this one or was started by it."""
-    while pid > 1 and pid != os.getpid():
+def _is_ours(pid: int, family: int) -> bool:
+    """Whether a process is this one's family or was started by it."""
+    while pid > 1 and pid != family:
         try:
             pid = int(_stat(pid)[1])
         except OSError:
             return True  # it has ended
-    return pid == os.getpid()
+    return pid == family
 
 
 def _make_tops(parents: Mapping[str, Path], name: str) -> dict[str, Path]:

@@ -20,7 +20,9 @@ __all__ = [
     "DEFAULT_REQUIRED",
     "MEMORY_MAX_BYTES",
     "MIB",
+    "OUTPUT_MAX_BYTES",
     "WALL_MAX_MS",
+    "AskContext",
     "Call",
     "Contact",
     "Denial",
@@ -46,6 +48,7 @@ MIB = 1024 * 1024
 CORES_MAX = 2  # the large tier of the seed; all others have one
 WALL_MAX_MS = 60_000
 MEMORY_MAX_BYTES = 1024 * MIB
+OUTPUT_MAX_BYTES = 64 * MIB
 
 # Every layer's name and what it keeps from happening, in the order in which they are set up.
 ALL_LAYERS: Mapping[str, str] = {
@@ -117,7 +120,7 @@ class Limits:
         if self.cpu_ms is not None:
             _within("cpu_ms", self.cpu_ms, 1, CORES_MAX * WALL_MAX_MS + 1000)
         _within("memory_bytes", self.memory_bytes, 16 * MIB, MEMORY_MAX_BYTES)
-        _within("output_bytes", self.output_bytes, 1024, 64 * MIB)
+        _within("output_bytes", self.output_bytes, 1024, OUTPUT_MAX_BYTES)
         _within("log_bytes", self.log_bytes, 0, 64 * MIB)
         _within("log_rate", self.log_rate, 1, 1_000_000)
         if not 0.01 <= self.cpu_share <= CORES_MAX:
@@ -241,6 +244,10 @@ class JsonText(bytes):
     """JSON text in the place of the value it stands for: checked by whoever made it."""
 
 
+# Asks for a context, whose JSON text is given to the function handed over: later, or never.
+AskContext = Callable[[Callable[[bytes], None]], None]
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One execution of one handler.
@@ -249,10 +256,10 @@ class Call:
     files must be readable by everyone (0644, 0755), because the handler is not root; the folders
     above may be closed. Its files stay as they are while calls use them: a package that is another
     one by now is to have another path. `entrypoint` is "file.py:name" (node: "file.js:name").
-    `input`, `config` are JSON values or JsonText; `context` is a mapping or its JSON text as bytes
-    and is sent only if the handler reads it. `reuse` None: a new process, used once. `preload`:
-    processes that wait for this package may import the handler before there is a call, unless it
-    has network.
+    `input`, `config` are JSON values or JsonText; `context` is a mapping, its JSON text as
+    bytes or somebody to ask, and is sent only if the handler reads it. `reuse` None: a new
+    process, used once. `preload`: processes that wait for this package may import the handler
+    before there is a call, unless it has network.
     """
 
     package_dir: str
@@ -261,7 +268,7 @@ class Call:
     input: Any = None
     has_input: bool = True
     config: Any = field(default_factory=dict)
-    context: Mapping[str, Any] | bytes = field(default_factory=dict)
+    context: Mapping[str, Any] | bytes | AskContext = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     execution_id: str = ""
     flow_id: str = ""
@@ -318,6 +325,7 @@ class Reply:
     {durationMs | until | event, filter, reason} with absent keys left out; and in every case
     "updates": {…} and "emitted": [[event, data], …]. An exception that leaves the handler is
     the failure HANDLER_ERROR with its traceback in details, at most 16 KiB.
+    `text` is the JSON text of the result as it came.
     For every other ending `message` says in one line what happened. `traffic` is None for an
     execution without network, `refused` where it was not counted.
     """
@@ -329,6 +337,7 @@ class Reply:
     usage: Usage = field(default_factory=Usage)
     traffic: Traffic | None = None
     refused: tuple[Refused, ...] | None = None
+    text: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +361,8 @@ class PoolSettings:
     `ports`: those that the gateway serves; none: no network for anybody. `required_layers`:
     without one of them nothing is run. `without`: layers to leave out, for measuring and for
     trying how a poorer host behaves; a required layer cannot be left out. `host_uid`: the host's
-    user and group id of handlers when the pool runs as root.
+    user and group id of handlers when the pool runs as root. `family`: the process whose
+    descendants may be moved between control groups as our own, 0 for the one that runs this.
 
     For somebody who tries one handler: `kinds`, those of `wire.PROFILES` that are served (None:
     all); `try_layers` false: what could be set up is not tried before the first call;
@@ -373,6 +383,7 @@ class PoolSettings:
     without: frozenset[str] = frozenset()
     # 65536 to 99999 is given out by neither useradd, subuid nor systemd (systemd's UIDS-GIDS).
     host_uid: int = 70_000
+    family: int = 0
     kinds: tuple[str, ...] | None = None
     try_layers: bool = True
     report_refused: bool = False

@@ -124,7 +124,7 @@ class Pool:
                 wanted -= {"seccomp"}
         if "cgroup" in wanted:
             try:
-                self._groups = Groups.open("flowmonkey")
+                self._groups = Groups.open("flowmonkey", self.settings.family)
             except OSError as exc:
                 problems["cgroup"] = str(exc.strerror)
                 wanted -= {"cgroup"}

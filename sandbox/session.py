@@ -73,6 +73,7 @@ class Session:
         self._outgoing = bytearray(wire.frame(wire.REQUEST, self._token, request))
         self._writing = False
         self._context_sent = False
+        self._result_text = b""
         self._logs = Logs(limits.log_bytes, limits.log_rate, on_log)
         self._started = self._loop.time()
         self._cpu_before_ns = 0
@@ -103,7 +104,7 @@ class Session:
             wall_ms = round((self._loop.time() - self._started) * 1000)
             if ending is Ending.RESULT and (usage := self._usage(wall_ms)) is not None:
                 self._read_output()
-                return Reply(ending, value, "", self._logs.finished(), usage)
+                return self._brought(value, usage)
             child.kill()
             return await self._obituary(ending, value, wall_ms)
         except BaseException:
@@ -144,6 +145,10 @@ class Session:
             return None
         return Usage(wall_ms, round((cpu_ns - self._cpu_before_ns) / 1e6), peak)
 
+    def _brought(self, result: dict[str, Any], usage: Usage) -> Reply:
+        logs = self._logs.finished()
+        return Reply(Ending.RESULT, result, "", logs, usage, text=self._result_text)
+
     async def _obituary(self, ending: Ending, value: Any, wall_ms: int) -> Reply:
         """What the kernel says about a child without a result, once it is dead."""
         try:
@@ -160,7 +165,7 @@ class Session:
         limits = self._call.limits
         usage = Usage(wall_ms, ended.cpu_ms, ended.peak_memory_bytes)
         if ending is Ending.RESULT:  # its usage could not be read while it lived
-            return Reply(ending, value, "", self._logs.finished(), usage)
+            return self._brought(value, usage)
         final, message = classify(
             Facts(
                 cause=None if closed else ending,
@@ -244,13 +249,16 @@ class Session:
         elif frame.kind == wire.RESULT:
             if len(frame.payload) > self._call.limits.output_bytes:
                 raise wire.TooLarge(f"a result of {len(frame.payload)} bytes")
+            self._result_text = frame.payload
             self._finish(Ending.RESULT, checked_result(wire.decode(frame.payload)))
         elif frame.kind == wire.CONTEXT and not self._context_sent:
             self._context_sent = True
             context = self._call.context
-            text = context if isinstance(context, bytes) else wire.encode(dict(context))
-            self._outgoing += wire.frame(wire.CONTEXT, self._token, text)
-            self._write()
+            if callable(context):
+                context(self._send_context)
+            else:
+                text = context if isinstance(context, bytes) else wire.encode(dict(context))
+                self._send_context(text)
         elif frame.kind == wire.PROBLEM:
             problem = wire.decode(frame.payload)
             said = {"memory": Ending.MEMORY, "output": Ending.OUTPUT, "protocol": Ending.PROTOCOL}
@@ -261,6 +269,12 @@ class Session:
             self._finish(said[problem["ending"]], shown)
         else:
             raise wire.ProtocolError(f"a frame of kind {frame.kind!r}")
+
+    def _send_context(self, text: bytes) -> None:
+        if self._done.done():
+            return  # it was asked for elsewhere, and the child may be another call's by now
+        self._outgoing += wire.frame(wire.CONTEXT, self._token, text)
+        self._write()
 
     def _on_first_frame(self, frame: wire.Frame) -> None:
         """Before anything of the handler's: the child is ready, or why it is not confined."""

@@ -63,14 +63,14 @@ DOORS = {
             for name in ("images", "jobs", "publishers", "requests", "routes", "vault", "wire")
         ),
     ),
-    "pydantic_core": ("flowmonkeyd/jsontext.py",),
+    "pydantic_core": ("flowmonkeyd/jsontext.py", "sandbox/host/messages.py"),
     "pyseccomp": ("sandbox/seccomp.py",),
     "pytest": ("flowmonkey/testing.py",),
     "re2": ("flowmonkeyd/documents/", "flowmonkeyd/builtin.py"),
     "semantic_version": ("flowmonkeyd/documents/versions.py",),
     "starlette": ("flowmonkeyd/api/",),
     "uvicorn": ("flowmonkeyd/api/server.py",),
-    "uvloop": ("flowmonkeyd/main.py",),
+    "uvloop": ("flowmonkeyd/main.py", "sandbox/host/program.py"),
     "yaml": ("flowmonkeyd/documents/", "flowctl/"),
 }
 # Who may import what of ours: the first row whose name begins the file's path says it.

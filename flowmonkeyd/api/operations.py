@@ -14,7 +14,7 @@ __all__ = ["health", "metrics", "queue", "version"]
 
 async def health(api: Api, request: Request) -> Response:
     """Whether the daemon is ready; 503 while it is not."""
-    shown = api.vitals.health()
+    shown = await api.vitals.health()
     return answer(shown, 200 if shown["status"] in ("ok", "degraded") else 503)
 
 

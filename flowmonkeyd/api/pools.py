@@ -153,7 +153,7 @@ class TermsShape(Shape):
 
 async def pools(api: Api, request: Request) -> Response:
     """What runs handlers: slots, processes waiting and kept, and counts since the start."""
-    return answer(api.vitals.pools())
+    return answer(await api.vitals.pools())
 
 
 async def terms(api: Api, request: Request) -> Response:

@@ -25,7 +25,7 @@ from flowmonkeyd.timers import Timers
 from flowmonkeyd.vault.keys import keyring
 from flowmonkeyd.vault.local import Local
 from flowmonkeyd.vitals import Vitals
-from sandbox import Pool
+from sandbox import HostedPool
 
 SWITCH = {
     "id": "pick",
@@ -117,7 +117,7 @@ async def served(directory: Path, jobs=None, **given: str):
 
     it.store.on_commit = committed
     it.store.before_commit = it.engine.run_ready
-    pool = Pool()  # never started: steps would be refused, and it says so
+    pool = HostedPool()  # never started: steps would be refused, and it says so
     vault = Local(it.store, keyring("", directory, {}))
     stateless = Stateless(pool, it.packages, it.engine, SystemClock(), settings, vault)
     vitals = Vitals(it.store, dispatcher, pool, stateless)

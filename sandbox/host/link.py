@@ -48,6 +48,8 @@ class Link:
 
     def send(self, kind: bytes, number: int, *parts: bytes) -> None:
         """Have a message sent with the others of this turn; nothing after the end."""
+        if self._closed:
+            return
         self._outgoing += message(kind, number, *parts)
         if not self._is_flushing:
             self._is_flushing = True

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import sandbox
+from sandbox import cgroup
 from sandbox.cgroup import Group, Groups
 
 MIB = 1 << 20
@@ -183,6 +184,7 @@ def test_close_removes_everything_it_made(groups):
 
 _OPEN_AND_WAIT = """
 import sys
+from sandbox import cgroup
 from sandbox.cgroup import Groups
 groups = Groups.open("flowmonkey-test")
 for number in range(2): groups.slot(number)
@@ -262,3 +264,25 @@ def test_an_ordinary_user_is_told_why_there_are_none():
     )
     assert done.stdout.startswith("cannot use control groups: "), done
     assert "; " in done.stdout  # and what to do
+
+
+def test_a_family_is_who_was_started_by_its_eldest():
+    """The pool's process moves its parent and its siblings too, when it is told of them."""
+    with subprocess.Popen(["sleep", "60"]) as sibling:
+        assert cgroup._is_ours(sibling.pid, os.getpid())
+        assert cgroup._is_ours(os.getpid(), os.getpid())
+        assert not cgroup._is_ours(os.getpid(), sibling.pid)
+        assert not cgroup._is_ours(os.getppid(), os.getpid())
+        sibling.kill()
+
+
+def test_where_a_killed_pool_has_put_its_family_is_not_a_place_of_its_own(tmp_path, monkeypatch):
+    """Version 2 gives no controllers to who is in the leaf; the group above it is still ours."""
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)  # nothing but the files' modes decides
+    leaf = tmp_path / "ours" / cgroup._LEAF
+    leaf.mkdir(parents=True)
+    for folder, controllers in ((leaf.parent, "cpu memory pids"), (leaf, "")):
+        (folder / "cgroup.controllers").write_text(controllers)
+        (folder / "cgroup.subtree_control").write_text("")
+    place = cgroup._place(f"/ours/{cgroup._LEAF}", cgroup._Mount(str(tmp_path), "/"))
+    assert place == leaf.parent

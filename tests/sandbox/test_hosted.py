@@ -250,6 +250,7 @@ async def test_a_lost_host_costs_its_calls_and_is_replaced(package, end):
         os.kill(pool.host_pid, end)
         async with asyncio.timeout(5):
             reply = await running
+        pool._patience_s = 30.0  # a busy machine takes its time over a new host
         assert reply.ending is Ending.UNAVAILABLE
         assert "lost" in reply.message
         assert "lost" in pool.problem

@@ -202,8 +202,7 @@ class Steps:
         tx.execute("SAVEPOINT children")
         children = self._start_children(tx, record, result)
         if isinstance(children, StepError):
-            tx.execute("ROLLBACK TO children")
-            tx.known.clear()
+            tx.undo("children")
         tx.execute("RELEASE children")
         return children
 

@@ -92,8 +92,12 @@ class Tx:
         # What this one transaction has looked up already and cannot change under its feet.
         self.memo: dict[Any, Any] = {}
         # Rows the one writer knows without looking again, kept from transaction to transaction.
-        # Whoever undoes a savepoint of its own clears it: a row may be one that is now undone.
         self.known = known
+
+    def undo(self, savepoint: str) -> None:
+        """Go back to a savepoint. What is known is forgotten: a row may be one that is undone."""
+        self.execute(f"ROLLBACK TO {savepoint}")
+        self.known.clear()
 
 
 @dataclass(slots=True)
@@ -294,15 +298,12 @@ def _run_one(conn: sqlite3.Connection, fn: Callable[[Tx], Any], tx: Tx) -> Any:
     conn.execute("SAVEPOINT write")
     try:
         result = fn(tx)
-    except sqlite3.Error as exc:
-        if isinstance(exc, sqlite3.OperationalError) or not conn.in_transaction:
-            raise  # the disk or the file: nobody in this batch can be sure
-        conn.execute("ROLLBACK TO write")
-        tx.known.clear()
-        result = _Raised(exc)
     except Exception as exc:
-        conn.execute("ROLLBACK TO write")
-        tx.known.clear()
+        if isinstance(exc, sqlite3.OperationalError) or (
+            isinstance(exc, sqlite3.Error) and not conn.in_transaction
+        ):
+            raise  # the disk or the file: nobody in this batch can be sure
+        tx.undo("write")
         result = _Raised(exc)
     conn.execute("RELEASE write")
     return result

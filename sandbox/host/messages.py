@@ -199,10 +199,7 @@ def call_parts(call: Call, terms: int) -> tuple[bytes, ...]:
         *(call.execution_id, call.flow_id, call.step_id, call.attempt, call.task_id),
         *(call.has_input, dict(call.secrets)),
     ]
-    try:
-        text = to_json(head)
-    except ValueError:
-        raise ValueError("a text with a lone surrogate has no UTF-8 form") from None
+    text = wire.encode_plain(head)
     given, config = _text(call.input), _text(call.config)
     if len(text) + len(given) + len(config) > TO_HOST_MAX_BYTES - _CALL.size:
         raise ValueError("it is too large")

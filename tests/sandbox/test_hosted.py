@@ -33,6 +33,7 @@ from sandbox import (
 from sandbox.host import messages
 from sandbox.host.link import Link
 from sandbox.wire import ProtocolError
+from tests.sandbox.watching import all_gone, lives, started
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -66,28 +67,6 @@ async def own():
 
 def _family(pid):
     return {pid, *(one.pid for one in psutil.Process(pid).children(recursive=True))}
-
-
-def _lives(pid):
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # dead: for init to reap
-    except psutil.NoSuchProcess:
-        return False
-
-
-async def _all_gone(pids):
-    async with asyncio.timeout(5):
-        while any(_lives(pid) for pid in pids):  # noqa: ASYNC110  no event to await
-            await asyncio.sleep(0.01)
-
-
-async def _started(group, pool, call):
-    """A task that runs the call, once the handler has said something."""
-    spoken = asyncio.Event()
-    task = group.create_task(pool.run(call, lambda _line: spoken.set()))
-    async with asyncio.timeout(10):
-        await spoken.wait()
-    return task
 
 
 # --- calls ------------------------------------------------------------------------------------
@@ -229,7 +208,7 @@ async def test_what_a_handler_did_with_its_network_is_told(hosted, package):
 
 async def test_a_cancelled_call_is_killed(own, package):
     async with asyncio.TaskGroup() as group:
-        running = await _started(group, own, Call(package(_SLEEP)))
+        running = await started(group, own, Call(package(_SLEEP)))
         running.cancel()
     assert running.cancelled()
     async with asyncio.timeout(5):
@@ -243,7 +222,7 @@ async def test_a_cancelled_call_is_killed(own, package):
 async def test_a_lost_host_costs_its_calls_and_is_replaced(package, end):
     settings = PoolSettings(slots=2, spares=1, patience_ms=1000 if end is signal.SIGSTOP else 9000)
     async with HostedPool(settings) as pool, asyncio.TaskGroup() as group:
-        running = await _started(group, pool, Call(package(_SLEEP)))
+        running = await started(group, pool, Call(package(_SLEEP)))
         await pool.statistics()  # a count that goes on
         before = _family(pool.host_pid)
         assert len(before) > 3
@@ -260,7 +239,7 @@ async def test_a_lost_host_costs_its_calls_and_is_replaced(package, end):
         assert pool.problem is None
         assert pool.host_pid not in before
         assert (await pool.statistics())["started"] == 4  # two are trials of the layers
-        await _all_gone(before)
+        await all_gone(before)
 
 
 @pytest.mark.slow
@@ -290,13 +269,13 @@ async def test_a_host_that_cannot_start_its_pool_says_why(package):
 async def test_close_leaves_nothing(package):
     async with HostedPool(PoolSettings(slots=2, spares=1)) as pool:
         async with asyncio.TaskGroup() as group:
-            running = await _started(group, pool, Call(package(_SLEEP)))
+            running = await started(group, pool, Call(package(_SLEEP)))
             host = pool.host_pid
             family = _family(host)
             await pool.close()
             assert (await running).ending is Ending.UNAVAILABLE
-        assert not _lives(host)
-        await _all_gone(family)
+        assert not lives(host)
+        await all_gone(family)
     reply = await pool.run(Call(package(_ECHO)))
     assert reply.message == "the pool is closed"
 
@@ -322,7 +301,7 @@ async def test_the_parents_death_ends_the_host_and_all_below(end):
         family = _family(int(await asyncio.to_thread(parent.stdout.readline)))
         assert len(family) > 2
         parent.send_signal(end)
-        await _all_gone(family)
+        await all_gone(family)
 
 
 async def test_a_stop_for_the_whole_group_is_the_parents_to_judge(own, package):
@@ -390,7 +369,7 @@ async def test_a_host_that_breaks_the_protocol_is_lost(package, lie):
                 assert (await running).ending is Ending.UNAVAILABLE
         assert "protocol" in pool.problem
         assert (await pool.run(Call(package(_ECHO)))).ending is Ending.RESULT
-        await _all_gone(before)
+        await all_gone(before)
 
 
 async def test_a_number_that_nobody_has_changes_nothing(hosted, package):

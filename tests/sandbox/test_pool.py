@@ -15,6 +15,7 @@ import pytest
 
 import sandbox
 from sandbox import ALL_LAYERS, DEFAULT_REQUIRED, Call, Egress, Ending, Policy, Pool, PoolSettings
+from tests.sandbox.watching import all_gone, started
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -47,29 +48,6 @@ def _descendants(pool):
     }
 
 
-def _lives(pid):
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # dead: for init to reap
-    except psutil.NoSuchProcess:
-        return False
-
-
-async def _all_gone(pids):
-    """Waits for the kernel to finish what kill began; each pid is one that we saw as ours."""
-    async with asyncio.timeout(5):
-        while any(_lives(pid) for pid in pids):  # noqa: ASYNC110  no event to await
-            await asyncio.sleep(0.01)
-
-
-async def _started(group, pool, call):
-    """A task that runs the call, once the handler has said something."""
-    spoken = asyncio.Event()
-    task = group.create_task(pool.run(call, lambda _line: spoken.set()))
-    async with asyncio.timeout(10):
-        await spoken.wait()
-    return task
-
-
 async def test_handlers_go_first_when_memory_runs_out(pool):
     for pid in _descendants(pool):
         assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
@@ -89,7 +67,7 @@ async def test_hundred_crashes_then_a_good_one(own_pool, package):
 async def test_killed_fork_server_is_replaced(own_pool, package):
     pool = await own_pool(slots=1)
     async with asyncio.TaskGroup() as group:
-        task = await _started(group, pool, Call(package(_SLEEP)))
+        task = await started(group, pool, Call(package(_SLEEP)))
         before = pool.server_pids
         os.kill(before[0], signal.SIGKILL)
     reply = task.result()
@@ -116,7 +94,7 @@ async def test_cancelling_the_caller_kills_the_execution(own_pool, package):
     pool = await own_pool(slots=1)
     async with asyncio.timeout(10):
         async with asyncio.TaskGroup() as group:
-            task = await _started(group, pool, Call(package(_SLEEP)))
+            task = await started(group, pool, Call(package(_SLEEP)))
             before = _descendants(pool)
             task.cancel()
         assert task.cancelled()
@@ -128,7 +106,7 @@ async def test_cancelling_the_caller_kills_the_execution(own_pool, package):
 async def test_cancelled_while_waiting_for_a_slot_loses_none(own_pool, package):
     pool = await own_pool(slots=1)
     async with asyncio.TaskGroup() as group:
-        sleeper = await _started(group, pool, Call(package(_SLEEP)))
+        sleeper = await started(group, pool, Call(package(_SLEEP)))
         waiting = group.create_task(pool.run(Call(package(_GOOD))))
         await asyncio.sleep(0)
         waiting.cancel()
@@ -141,12 +119,12 @@ async def test_cancelled_while_waiting_for_a_slot_loses_none(own_pool, package):
 async def test_nothing_is_left_after_close(own_pool, package):
     pool = await own_pool(slots=2)
     async with asyncio.TaskGroup() as group:
-        task = await _started(group, pool, Call(package(_SLEEP)))
+        task = await started(group, pool, Call(package(_SLEEP)))
         pids = _descendants(pool)
         assert len(pids) >= 3  # a server is two processes, and there is the sleeper
         await pool.close()
     assert task.result().ending is Ending.UNAVAILABLE
-    await _all_gone(pids)
+    await all_gone(pids)
     reply = await pool.run(Call(package(_GOOD)))
     assert reply.ending is Ending.UNAVAILABLE
 
@@ -280,7 +258,7 @@ async def test_fork_server_that_hangs_during_an_execution_costs_no_slot(own_pool
     pool = await own_pool(slots=1, patience_ms=1000)
     code = "import time\ndef handle(input, ctx):\n    print('asleep')\n    time.sleep(0.1)"
     async with asyncio.TaskGroup() as group:
-        task = await _started(group, pool, Call(package(code)))
+        task = await started(group, pool, Call(package(code)))
         psutil.Process(pool.server_pids[0]).children()[0].suspend()
     assert task.result().ending is Ending.RESULT
     assert await _good_again(pool, package)

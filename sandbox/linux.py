@@ -39,6 +39,7 @@ __all__ = [
     "drop_capabilities",
     "fork",
     "fork_sharing_files",
+    "keep_code_mapped",
     "landlock_abi",
     "landlock_add_path",
     "landlock_create_ruleset",
@@ -99,6 +100,8 @@ _SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_NEW_LISTENER, SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 8, 32
 # linux/landlock.h
 _LANDLOCK_CREATE_RULESET_VERSION, _LANDLOCK_RULE_PATH_BENEATH = 1, 1
+# sys/mman.h
+_PROT_READ, _PROT_WRITE, _PROT_EXEC = 1, 2, 4
 # malloc.h
 _M_ARENA_MAX = -8
 
@@ -121,6 +124,8 @@ _CAPSET_NOTHING = (ctypes.c_uint32 * 6)()
 # Found once, not by every child again: ctypes looks for a name at its first use.
 _fork, _unshare, _setns, _capset = _libc.fork, _libc.unshare, _libc.setns, _libc.capset
 _unshare.argtypes, _setns.argtypes = [ctypes.c_int], [ctypes.c_int] * 2
+_mprotect = _libc.mprotect
+_mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _mount = _libc.mount
 _mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
 
@@ -364,6 +369,30 @@ def trim_malloc() -> None:
     trim = getattr(_libc, "malloc_trim", None)  # musl has none
     if trim is not None:
         trim(ctypes.c_size_t(0))
+
+
+def keep_code_mapped() -> None:
+    """Have forks copy the page tables of programs and libraries too.
+
+    The kernel leaves out those of a file's private mapping that was never written to
+    (`vma_needs_copy` in mm/memory.c), and each child would fault on every page of code again. So
+    one byte of each is written, as it was. What the host does not let be writable stays as it is,
+    and without a `/proc` everything does.
+    """
+    try:
+        with open("/proc/self/maps", encoding="utf-8") as file:
+            mappings = [line.split(maxsplit=5) for line in file]
+    except OSError:
+        return
+    for span, access, _offset, _device, inode, *_path in mappings:
+        if access not in ("r--p", "r-xp") or inode == "0":
+            continue
+        first, end = (int(text, 16) for text in span.split("-"))
+        protection = _PROT_READ | (_PROT_EXEC if access == "r-xp" else 0)
+        if _mprotect(first, end - first, protection | _PROT_WRITE) == 0:
+            byte = ctypes.c_ubyte.from_address(first)
+            byte.value = byte.value
+            _call("mprotect", _mprotect(first, end - first, protection))
 
 
 def _prepared_prctl(name: str, option: int, value: int) -> Prepared:

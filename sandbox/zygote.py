@@ -108,6 +108,7 @@ def main(control_fd: int) -> None:
         os._exit(1)
     gc.collect()
     linux.trim_malloc()
+    linux.keep_code_mapped()
     server = _Server(control, plan, runner, host_view, own_view)
     # What is there by now no collection in a child looks at, which would copy its pages.
     gc.freeze()

@@ -2,14 +2,16 @@
 
 One loop runs built-in steps inside the engine; one loop a lane keeps the executor's slots full.
 Both sleep until a commit says that a task is ready, a slot is free or the daemon drains: nothing
-polls. A task that is cancelled, or whose lease ends, is killed; on drain, running tasks get their
-grace and then go back into the line. The dispatcher keeps nothing that the tables do not know.
+polls. Short tasks are leased a few ahead of the slots. A task that is cancelled, or whose lease
+ends, is killed; on drain, running tasks get their grace and then go back into the line. The
+dispatcher keeps nothing that the tables do not know.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +29,11 @@ log = logging.getLogger(__name__)
 
 # After a refusal (a full disk, say) the loops wait this long before they try again.
 RETRY_S = 1.0
+# While tasks take less than this on the average, some are leased before a slot is free and wait
+# for one here: no slot waits for a commit, and results can share one.
+SHORT_S = 0.1
+# Yet they do not wait for long, since their lease runs already.
+AHEAD_MAX_S = 5.0
 
 # (at_ms, stream, level, message, fields)
 Log = tuple[int, str, str | None, str, Mapping[str, Any] | None]
@@ -53,6 +60,10 @@ class Executor(Protocol):
     def slots(self) -> int:
         """How many tasks it runs at a time."""
 
+    @property
+    def ahead(self) -> int:
+        """How many more may be leased to wait for a slot, while tasks are short."""
+
     async def run(self, task: Task, on_logs: OnLogs) -> Finished | None:
         """Run a task to its end. Cancelling kills whatever runs; it never raises for a handler.
         None: there is nothing to hand over, for the task was given up with a verb of the engine's
@@ -69,9 +80,26 @@ class _Lane:
         self.lane = lane
         self.executor = executor
         self.wake = asyncio.Event()
-        self.inbox: deque[Task] = deque()  # leased in a commit, not started yet
+        self.inbox: deque[Task] = deque()  # leased, not started yet
         self.busy: set[_Lease] = set()  # with the executor now
+        self.claiming = False  # its room is spoken for
         self.may_have_more = True
+        self.took_s = math.inf  # by a task, on the average of the last ones
+        self.tasks: asyncio.TaskGroup | None = None
+
+    @property
+    def short(self) -> bool:
+        return self.took_s < SHORT_S
+
+    @property
+    def room(self) -> int:
+        """How many more tasks may be leased."""
+        places = self.executor.slots + (self.executor.ahead if self.short else 0)
+        return max(0, places - len(self.busy) - len(self.inbox))
+
+    def took(self, seconds: float) -> None:
+        known = seconds if self.took_s == math.inf else self.took_s
+        self.took_s = known + (seconds - known) / 5
 
 
 class Dispatcher:
@@ -101,9 +129,9 @@ class Dispatcher:
         longer wanted."""
         for name, tasks in hints.claimed.items():
             lane = self._lanes[name]
-            self._engine.capacity[lane.lane] -= len(tasks)
             lane.inbox.extend(tasks)
-            lane.may_have_more = self._engine.capacity[lane.lane] <= 0
+            lane.may_have_more = lane.room == 0
+            self._say_room(lane)
             if tasks:
                 lane.wake.set()
         for name in hints.ready & self._lanes.keys():
@@ -116,19 +144,23 @@ class Dispatcher:
             else:
                 self._drop_claimed(dropped)
 
+    def expected(self) -> int:
+        """How many results may be waited for: what waits for a slot keeps all of them busy."""
+        return sum(len(lane.inbox) for lane in self._lanes.values())
+
     async def run(self) -> None:
         """Take and run tasks until drained."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._builtins(), name="builtins")
             for lane in self._lanes.values():
-                self._engine.capacity[lane.lane] = lane.executor.slots
+                self._say_room(lane)
                 tasks.create_task(self._serve(lane), name=f"lane-{lane.lane.value}")
 
     async def drain(self, grace_s: float) -> None:
         """Take no more; give what runs `grace_s` to end, then kill it and put it back in line."""
         self._draining = True
         for lane in self._lanes.values():
-            self._engine.capacity[lane.lane] = 0
+            self._say_room(lane)
             lane.wake.set()
         self._builtin.set()
         running = list(self._running.values())
@@ -169,34 +201,60 @@ class Dispatcher:
     # --- a lane --------------------------------------------------------------------------------
 
     async def _serve(self, lane: _Lane) -> None:
-        async with asyncio.TaskGroup() as tasks:
+        async with asyncio.TaskGroup() as lane.tasks:
             while not self._draining:
-                await lane.wake.wait()
-                lane.wake.clear()
-                while lane.inbox and not self._draining:
-                    self._start(tasks, lane, lane.inbox.popleft())
-                while lane.may_have_more and not self._draining:
-                    room = self._engine.capacity[lane.lane]
-                    if room <= 0:
-                        break
-                    # Meanwhile no commit leases for us: the room is spoken for.
-                    self._engine.capacity[lane.lane] = 0
-                    lane.may_have_more = False  # until this claim, or a commit, says otherwise
+                await self._woken(lane)
+                self._start_waiting(lane)
+                while lane.may_have_more and lane.room and not self._draining:
                     try:
-                        claimed = await self._claim(lane.lane, room)
+                        claimed = await self._claim(lane)
                     except Unavailable as exc:
-                        self._give_room(lane, room)
                         lane.may_have_more = True
                         await self._pause(exc)
                         continue
-                    lane.may_have_more |= len(claimed) == room
-                    self._give_room(lane, room - len(claimed))
-                    for task in claimed:
-                        self._start(tasks, lane, task)
+                    lane.inbox.extend(claimed)
+                    self._say_room(lane)
+                    self._start_waiting(lane)
 
-    def _start(self, tasks: asyncio.TaskGroup, lane: _Lane, task: Task) -> None:
+    async def _woken(self, lane: _Lane) -> None:
+        """Until there may be something to do; tasks that wait for a slot too long go back."""
+        try:
+            async with asyncio.timeout(AHEAD_MAX_S if lane.inbox else None):
+                await lane.wake.wait()
+        except TimeoutError:
+            lane.took_s = math.inf
+        lane.wake.clear()
+        if lane.inbox and not lane.short and len(lane.busy) >= lane.executor.slots:
+            late = [_lease(task) for task in lane.inbox]
+            lane.inbox.clear()
+            await self._put_back(late)
+            lane.may_have_more = True
+            self._say_room(lane)
+
+    async def _claim(self, lane: _Lane) -> list[Task]:
+        room = lane.room
+        lane.claiming = True  # meanwhile no commit leases for us
+        self._say_room(lane)
+        lane.may_have_more = False  # until this claim, or a commit, says otherwise
+        try:
+            claimed = await self._engine.claim(lane.lane, room, self._worker)
+        finally:
+            lane.claiming = False
+            self._say_room(lane)
+        if self._draining:  # since the claim was asked for: nothing is started any more
+            await self._put_back(map(_lease, claimed))
+            return []
+        lane.may_have_more |= len(claimed) == room
+        return claimed
+
+    def _start_waiting(self, lane: _Lane) -> None:
+        while lane.inbox and len(lane.busy) < lane.executor.slots and not self._draining:
+            self._start(lane, lane.inbox.popleft())
+
+    def _start(self, lane: _Lane, task: Task) -> None:
+        assert lane.tasks is not None
         lease = _lease(task)
-        running = tasks.create_task(self._one(task, lane), name=task.id)
+        running = lane.tasks.create_task(self._one(task, lane), name=task.id)
         self._running[lease] = running
         lane.busy.add(lease)
         # Not at the end of `_one`: a task cancelled before its first step never gets there.
@@ -206,7 +264,6 @@ class Dispatcher:
         self._running.pop(lease, None)
         if lease in lane.busy:  # it was cancelled while it ran
             lane.busy.discard(lease)
-            self._give_room(lane, 1)
             self._look(lane)
 
     def _drop_claimed(self, lease: _Lease) -> None:
@@ -214,24 +271,17 @@ class Dispatcher:
         for lane in self._lanes.values():
             for task in [task for task in lane.inbox if _lease(task) == lease]:
                 lane.inbox.remove(task)
-                self._give_room(lane, 1)
                 self._look(lane)
 
-    def _give_room(self, lane: _Lane, count: int) -> None:
-        if not self._draining:
-            self._engine.capacity[lane.lane] += count
+    def _say_room(self, lane: _Lane) -> None:
+        closed = self._draining or lane.claiming
+        self._engine.capacity[lane.lane] = 0 if closed else lane.room
 
     def _look(self, lane: _Lane) -> None:
-        """There may be tasks in line that no commit will lease for us."""
+        """There is room, or there may be tasks in line that no commit will lease for us."""
+        self._say_room(lane)
         lane.may_have_more = True
         lane.wake.set()
-
-    async def _claim(self, lane: Lane, room: int) -> list[Task]:
-        claimed = await self._engine.claim(lane, room, self._worker)
-        if self._draining:  # since the claim was asked for: nothing is started any more
-            await self._put_back(map(_lease, claimed))
-            return []
-        return claimed
 
     async def _one(self, task: Task, lane: _Lane) -> None:
         async def on_logs(lines: Sequence[Log]) -> None:
@@ -241,15 +291,20 @@ class Dispatcher:
                 log.warning("cannot keep log lines: %s", exc, extra={"task": task.id})
 
         finished: Finished | None
+        began = asyncio.get_running_loop().time()
         try:
             finished = await lane.executor.run(task, on_logs)
         except Exception:
             log.exception("the executor failed", extra={"task": task.id})
             error = StepError("INTERNAL", "the executor failed; the daemon's log says why")
             finished = Finished(TaskResult(Outcome.ERROR, error=error))
-        # The commit that applies the result leases the next task for the room this leaves.
+        lane.took(asyncio.get_running_loop().time() - began)
         lane.busy.discard(_lease(task))
-        self._give_room(lane, 1)
+        # The commit that applies the result leases the next task for the room this leaves.
+        self._start_waiting(lane)
+        self._say_room(lane)
+        if lane.inbox and not lane.short:
+            lane.wake.set()
         if finished is None:
             self._look(lane)  # no commit follows that would
             return

@@ -99,6 +99,11 @@ class Jobs:
         """Jobs that can be running, or waiting for memory, at a time."""
         return self._settings.containers.slots or self._fleet.slots
 
+    @property
+    def ahead(self) -> int:
+        """None: a job that is leased holds memory."""
+        return 0
+
     def detach(self) -> None:
         """The daemon ends: containers run on, and what they ask waits for the next daemon."""
         self._detaching = True

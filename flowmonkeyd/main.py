@@ -109,6 +109,7 @@ class Daemon:
 
         store.on_commit = _telling(builder, dispatcher, fleet, timers, feed)
         store.before_commit = engine.run_ready
+        store.expected = dispatcher.expected
         api = Api(
             *(engine, packages, feed, settings, vitals, vault),
             jobs=jobs,

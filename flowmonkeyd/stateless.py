@@ -39,6 +39,7 @@ STEP_LIMITS_MAX = 64
 # A fork server that is lost three times while one task runs is lost because of that task.
 TRIES_MAX = 3
 TASKS_PER_SLOT = 2
+AHEAD_PER_SLOT = 8
 _NO_SECRETS: Mapping[str, Value] = {}
 
 
@@ -94,6 +95,11 @@ class Stateless:
     def slots(self) -> int:
         """More than the pool's: while one step's result is committed, the next one runs."""
         return self._pool.slots * TASKS_PER_SLOT
+
+    @property
+    def ahead(self) -> int:
+        """So many that results can share a commit while others run."""
+        return self._pool.slots * AHEAD_PER_SLOT
 
     async def run(self, task: Task, on_logs: OnLogs) -> Finished:
         """Run a task in a sandboxed process."""

@@ -26,8 +26,9 @@ __all__ = ["LEASE_MS", "Work", "key_of", "leased"]
 
 # How long one pass over built-in steps may hold the writer.
 BUILTIN_PASS_MS = 10
-# A lease outlives the longest stateless step (60 s) by enough to save its result.
-LEASE_MS = 120_000
+# A lease outlives two of the longest stateless steps (60 s), for one may wait for another's slot,
+# by enough to save the result.
+LEASE_MS = 150_000
 # A job's ends with its result, its pause, a cancel or the daemon's boot, and never by the clock.
 ENDLESS_MS = 100 * 365 * 24 * 3600 * 1000
 

@@ -36,6 +36,10 @@ APPLICATION_ID = 0x464D6B79
 # More would make the first writer of a batch wait for the last one's work (architecture 5.5).
 BATCH_MAX = 256
 BATCH_MS = 10
+# A batch of fewer writes than this waits so long for those that are about to come. Each commit
+# costs as much as some writes do, and a flush; beyond a few there is little left to share.
+GATHER_WRITES = 4
+GATHER_MS = 10
 # Writes waiting for the writer; beyond it callers are told to come back.
 QUEUE_MAX = 20_000
 READERS = 2
@@ -118,6 +122,8 @@ class Store:
         # engine's own to do need not wait for a commit of its own. It sees the batch's hints and
         # may change them; if it raises, all it did is undone and the batch goes on without it.
         self.before_commit: Callable[[Tx], None] | None = None
+        # How many more writes are as good as on their way, so that a small batch waits for them.
+        self.expected: Callable[[], int] = lambda: 0
         self.boot = 0
         # Why the last batch could not be committed; None when it was.
         self.refusal: str | None = None
@@ -127,6 +133,7 @@ class Store:
         self._known: dict[Any, Any] = {}
         self._queue: deque[_Write] = deque()
         self._wake = asyncio.Event()
+        self._enough = 1  # writes in the queue that wake the writer
         self._idle = asyncio.Event()
         self._writer: aiosqlite.Connection | None = None
         self._readers: list[aiosqlite.Connection] = []
@@ -178,7 +185,8 @@ class Store:
             raise Unavailable(f"cannot write: {QUEUE_MAX} writes are waiting already; try later")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._queue.append(_Write(fn, future))
-        self._wake.set()
+        if len(self._queue) >= self._enough:
+            self._wake.set()
         return await future
 
     async def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
@@ -196,6 +204,7 @@ class Store:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
+            await self._gather()
             batch = [self._queue.popleft() for _ in range(min(BATCH_MAX, len(self._queue)))]
             writer = self._writer
             if writer is None:
@@ -218,6 +227,22 @@ class Store:
             for write, result in zip(batch, done.results, strict=False):
                 _answer(write.future, result)
         self._refuse_queued()  # closed meanwhile, with no time left for the rest of the batch
+
+    async def _gather(self) -> None:
+        """Wait a little for the writes that are expected, so that they share this commit."""
+        coming = self.expected()
+        if not coming:
+            return
+        self._enough = min(1 + coming, GATHER_WRITES)
+        try:
+            async with asyncio.timeout(GATHER_MS / 1000):
+                while len(self._queue) < self._enough and not self._closed:
+                    self._wake.clear()
+                    await self._wake.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._enough = 1
 
     def _refuse_queued(self) -> None:
         refusal = _Raised(Unavailable("cannot write: the daemon is stopping"))

@@ -19,6 +19,7 @@ class Container:
     """An executor with room for one: each job pauses at first and then completes."""
 
     slots = 1
+    ahead = 0
 
     def __init__(self, fm):
         self.machine = Machine(fm)

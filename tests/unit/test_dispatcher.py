@@ -18,6 +18,7 @@ class Held:
     """An executor in this process: tasks run until `go` is set, and it counts what it is given."""
 
     slots = 2
+    ahead = 0
 
     def __init__(self, changed):
         self.started, self.killed = [], []
@@ -69,6 +70,10 @@ class Running:
         await self.engine.recover()
         self.loop = self.group.create_task(self.dispatcher.run())
         await self.engine.apply_flow(doc(step("a", "held")))
+        await self.store.write(lambda _tx: None)  # the start's own claim is over
+        async with asyncio.timeout(PATIENCE_S):
+            while self.engine.capacity.get(Lane.SANDBOX) != self.executor.slots:
+                await self.store.write(lambda _tx: None)
         return self
 
     async def __aexit__(self, *exc):
@@ -79,6 +84,19 @@ class Running:
 
     async def submit(self):
         return (await self.engine.submit(NewExecution("f"))).record.key
+
+    async def short_tasks(self):
+        """What the dispatcher knows about: a few tasks that took no time."""
+        self.executor.go.set()
+        for _ in range(3):
+            started = len(self.executor.started)
+            await self.submit()
+            await self.until(lambda started=started: len(self.executor.started) > started)
+        async with asyncio.timeout(PATIENCE_S):
+            while self.dispatcher.running:  # noqa: ASYNC110  it ends without a word
+                await asyncio.sleep(0.001)
+        self.executor.go.clear()
+        self.executor.started.clear()
 
     async def until(self, holds):
         """Looks after each commit and each start of a task."""
@@ -187,6 +205,50 @@ async def test_a_task_whose_lease_is_over_is_killed_and_runs_again(running):
     await running.until(lambda: len(running.executor.started) == 2)
     first, second = running.executor.started
     assert (running.executor.killed, second) == ([first], first)
+
+
+async def test_short_tasks_are_leased_ahead_of_the_slots_and_started_in_their_places(running):
+    running.executor.ahead = 4
+    await running.short_tasks()
+    keys = [await running.submit() for _ in range(8)]
+    await running.until(lambda: running.dispatcher.expected() == 4)
+    assert len(running.executor.started) == running.executor.slots
+    states = [await running.state(key) for key in keys]
+    assert (states.count("leased"), states.count("queued")) == (6, 2)
+    running.executor.go.set()
+    await running.until(lambda: len(running.executor.started) == 8)
+
+
+async def test_what_waits_for_a_slot_too_long_goes_back_into_the_line(running, monkeypatch):
+    running.executor.ahead = 4
+    await running.short_tasks()
+    monkeypatch.setattr("flowmonkeyd.dispatcher.AHEAD_MAX_S", 0.01)
+    keys = [await running.submit() for _ in range(8)]
+    await running.until(lambda: running.executor.started)
+    while [await running.state(key) for key in keys].count("queued") < 6:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert running.dispatcher.expected() == 0
+    running.executor.go.set()  # nor are they forgotten there
+    await running.until(lambda: len(running.executor.started) == 8)
+
+
+async def test_long_tasks_are_not_leased_ahead(running, monkeypatch):
+    monkeypatch.setattr("flowmonkeyd.dispatcher.SHORT_S", 0)
+    running.executor.ahead = 4
+    await running.short_tasks()
+    keys = [await running.submit() for _ in range(8)]
+    await running.until(lambda: len(running.executor.started) == 2)
+    assert [await running.state(key) for key in keys].count("queued") == 6
+
+
+async def test_a_drain_puts_back_what_waits_for_a_slot(running):
+    running.executor.ahead = 4
+    await running.short_tasks()
+    keys = [await running.submit() for _ in range(8)]
+    await running.until(lambda: running.dispatcher.expected() == 4)
+    await running.dispatcher.drain(grace_s=0)
+    assert [await running.state(key) for key in keys] == ["queued"] * 8
+    assert len(running.executor.started) == 2
 
 
 async def test_a_drain_lets_a_task_end_within_its_grace(running):

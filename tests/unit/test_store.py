@@ -9,7 +9,7 @@ import pytest
 from flowmonkeyd.clock import SystemClock
 from flowmonkeyd.errors import Conflict, Invalid, Unavailable
 from flowmonkeyd.store import Committed, Store, catalog
-from flowmonkeyd.store.store import APPLICATION_ID, KNOWN_MAX, migrations
+from flowmonkeyd.store.store import APPLICATION_ID, GATHER_WRITES, KNOWN_MAX, migrations
 
 
 class Opened:
@@ -55,6 +55,22 @@ async def test_writes_that_arrive_together_share_a_commit(opened):
         tasks = [group.create_task(opened.store.write(put(f"n{i}", i))) for i in range(50)]
     assert [task.result() for task in tasks] == list(range(50))
     assert len(opened.commits) < 10
+
+
+async def test_a_small_batch_waits_for_the_writes_that_are_expected(opened):
+    opened.store.expected = lambda: GATHER_WRITES * 2
+    async with asyncio.TaskGroup() as group:
+        for number in range(GATHER_WRITES):
+            group.create_task(opened.store.write(put(f"n{number}")))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # the writer has seen it
+    assert len(opened.commits) == 1
+
+
+async def test_a_batch_does_not_wait_for_ever(opened):
+    opened.store.expected = lambda: 1
+    await asyncio.wait_for(opened.store.write(put("a")), 5)
+    assert len(opened.commits) == 1
 
 
 async def test_what_is_undone_is_not_known(opened):

@@ -109,7 +109,7 @@ exports.handle = async (input, ctx) => {
     if (how === 'log') ctx.log.warning(form, { said: form, f: { [form]: [form] } });
   }
   if (how === 'print') {
-    console.log(text, values);
+    console.log('', text, values); // the first is a format, and a value may hold a %d
     for (const form of said) console.error(form);
   }
   if (how === 'cut')

@@ -26,7 +26,7 @@ from tests.vault.tellers import WAYS, folder
 
 PEM = "\n".join(["-----BEGIN-----", *(secrets.token_urlsafe(48) for _ in range(5)), "---END---\n"])
 PLANTED = {
-    "token": f'{secrets.token_hex(6)}/"+ä\\%{secrets.token_urlsafe(12)}',
+    "token": f'{secrets.token_hex(6)}/"+ä\\%d{secrets.token_urlsafe(12)}',
     "pem": PEM,
     "seed": base64.b64encode(secrets.token_bytes(40)).decode(),
     # As long as JavaScript keeps it whole: half of it must not stand anywhere by chance.

@@ -288,9 +288,11 @@ class Containers:
 
     async def _start(self, spec: Spec) -> Container:
         asked = self._asked(spec)
+        ids: list[str] = []
 
         def make(ask: Ask) -> Any:
             made = ask("POST", "/containers/create", None, creation.body(asked))["Id"]
+            ids.append(made)
             ask("POST", f"/containers/{made}/start")
             return ask("GET", f"/containers/{made}/json")
 
@@ -299,6 +301,9 @@ class Containers:
             return await self._verified(spec, asked, await self._podman.run(make))
         except BaseException as exc:
             await self._remove(spec.instance)
+            for made in ids:
+                # A Podman killed in the middle of a start had not noted that conmon is there.
+                await asyncio.to_thread(leftovers.remove, self.places, self._host.parent, made)
             if isinstance(exc, ContainerError) and not await self._has_image(spec.image_id):
                 message = f"image: {spec.image_id} is not there"
                 raise ContainerError("NOT_FOUND", message) from exc

@@ -18,7 +18,7 @@ def remains(places: Places, install: str) -> list[str]:
         *_processes(places, install),
         *_groups(install),
         *_mounts(places),
-        *_runtime_entries(places),
+        *runtime_entries(places),
         *_folders(places),
     ]
 
@@ -65,7 +65,8 @@ def _mounts(places: Places) -> list[str]:
     ]
 
 
-def _runtime_entries(places: Places) -> list[str]:
+def runtime_entries(places: Places) -> list[str]:
+    """What the OCI runtimes know, with the id of each container."""
     found = []
     for file in [*Path("/run/runc").glob("*/state.json"), *Path("/run/crun").glob("*/status")]:
         with suppress(OSError):

@@ -21,7 +21,7 @@ import pytest
 
 from flowmonkeyd.containers import ContainerError, Containers, Spec, installation
 from tests.containers.inside import WAIT, go, until
-from tests.containers.remains import layers, remains
+from tests.containers.remains import layers, remains, runtime_entries
 
 pytestmark = [
     pytest.mark.slow,
@@ -199,6 +199,26 @@ async def test_a_service_killed_at_any_moment_of_a_start_leaves_nothing(
         refused += not outcome.result()
         await until(lambda: _is_swept(containers, install))
     print(f"{refused} of {_POINTS} starts were refused")
+
+
+async def test_a_start_that_was_begun_again_leaves_nothing_of_the_first_try(
+    containers, start, leaves_nothing
+):
+    """No sweep is needed: the process killed here had not noted that conmon was there."""
+    install = installation(containers.places.root)
+    for _ in range(3):  # on a busy machine the kill may come too late
+        await containers.images()  # so that there is a service to be killed
+        victim = service_of(containers)
+        async with asyncio.TaskGroup() as group:
+            starting = group.create_task(start())
+            await until(lambda: _has_begun(containers))
+            os.kill(victim, signal.SIGKILL)
+        await containers.kill(starting.result())
+        await until(lambda: _is_clean(containers, install))
+
+
+async def _has_begun(driver: Containers) -> bool:
+    return bool(runtime_entries(driver.places))
 
 
 async def _is_swept(driver: Containers, install: str) -> bool:

@@ -81,6 +81,7 @@ def _tight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doer]:
         yield made
     finally:
         made.clear()
+        made.sweep()  # a Podman that was killed may have left something behind
 
 
 def test_who_does_not_fit_waits_and_frozen_ones_make_room(tight: Doer) -> None:

@@ -178,7 +178,11 @@ function send(kind, text) {
   bytes[4] = charCode(kind, 0);
   copyBytes(token, bytes, TOKEN_AT);
   let at = 0;
-  while (at < last) at += write(FD, bytes, at, last - at, null);
+  try {
+    while (at < last) at += write(FD, bytes, at, last - at, null);
+  } catch {
+    exit(0); // the pool has gone away, or the handler has spoilt the descriptor
+  }
 }
 
 function receive(wanted, otherwise = wanted) {

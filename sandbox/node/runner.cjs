@@ -263,6 +263,7 @@ output.install();
 refusals.install();
 process.on('uncaughtException', (error) => execution?.fail(error));
 process.on('beforeExit', () => {
+  if (execution === null && giveUp === undefined) exit(1); // nothing would ever come
   later(() => {}); // so that this is asked again
   execution?.fail(new Error(NEVER));
   giveUp?.();

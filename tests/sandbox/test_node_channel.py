@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 from attacks import write_package
-from bare_node import request
+from bare_node import BareNode, request
 
 from sandbox import nodejs, wire
 
@@ -83,6 +83,13 @@ def test_it_waits_to_be_killed_after_its_result_and_ends_with_the_channel(run, n
 def test_it_ends_when_the_pool_goes_away_before_a_request(node):
     node.close_channel()
     assert node.wait() == 0
+
+
+def test_it_ends_when_the_pool_goes_away_while_it_starts():
+    """Where it can say that it is ready to nobody; with no sandbox around it nobody kills it."""
+    with BareNode() as node:
+        node.close_channel()
+        assert node.wait() == 0
 
 
 def test_nothing_of_the_package_is_read_before_the_word(node, tmp_path):

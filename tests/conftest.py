@@ -8,12 +8,14 @@ leaves no file in the checkout. What fixtures of a wider scope open is counted w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
@@ -106,13 +108,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _the_run_leaves_nothing() -> Iterator[None]:
+def _the_run_leaves_nothing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     held, files = _held(), _strange_files()
     yield
     if leaks := _leaks(held):
         pytest.fail(f"the run leaked {leaks}; close what its fixtures open", pytrace=False)
+    for _ in range(100):  # what is killed needs a moment
+        if not (orphans := _orphans(tmp_path_factory.getbasetemp())):
+            break
+        time.sleep(0.05)
+    if orphans:
+        pytest.fail(f"the run leaked processes: {', '.join(orphans)}", pytrace=False)
     if left := sorted(_strange_files() - files):
         pytest.fail(f"the tests left in the checkout: {', '.join(left)}", pytrace=False)
+
+
+def _orphans(temp: Path) -> list[str]:
+    """Processes that the tests have started and whose parent is gone. A conmon never has one: those
+    of this run name its folder; others are of a run beside this one."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                text = " ".join(words)
+                is_ours = f"{ROOT}/" in text and not words[0].endswith("conmon")
+                if parent == "1" and (is_ours or f"{temp}/" in text):
+                    found.append(f"{folder.name} ({text[:200]})")
+    return found
 
 
 def _strange_files() -> set[str]:
